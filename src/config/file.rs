@@ -1,0 +1,427 @@
+//! The configuration file as written: types of values and names of keys are checked here, their meaning in
+//! [`super::valid`].
+//!
+//! Keys are read one by one, and not by a derived `Deserialize`, which stops at the first error: an operator gets
+//! everything that is wrong in one run, each with its line and the key's full name.
+
+use std::{collections::BTreeMap, fmt, ops::Range};
+
+use toml::de::{DeTable, DeValue};
+
+/// Where a value was written; begins every error about it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Place {
+    name: String,
+    line: Option<usize>,
+}
+
+impl Place {
+    /// A flag of the command line.
+    #[must_use]
+    pub fn flag(name: &str) -> Self {
+        Self { name: name.into(), line: None }
+    }
+
+    /// The text of an error about what was written here.
+    #[must_use]
+    pub fn error(&self, message: impl fmt::Display) -> String {
+        match self.line {
+            Some(line) => format!("{}: {message} (line {line})", self.name),
+            None => format!("{}: {message}", self.name),
+        }
+    }
+}
+
+/// A value of a key or flag.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub enum Setting<T> {
+    /// Not written.
+    #[default]
+    Absent,
+    /// Written with a wrong type, which has been reported: neither its default nor its absence is worth an error.
+    Bad,
+    /// Written.
+    Given(T, Place),
+}
+
+impl<T> Setting<T> {
+    /// `over`, where it is written; else this one.
+    #[must_use]
+    pub fn overridden(self, over: Option<T>, flag: &str) -> Self {
+        match over {
+            Some(value) => Self::Given(value, Place::flag(flag)),
+            None => self,
+        }
+    }
+}
+
+/// A word or a number.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum WordOrNumber {
+    /// A word.
+    Word(String),
+    /// A number.
+    Number(i64),
+}
+
+/// All keys of the file.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+#[allow(missing_docs, reason = "the keys are described in config.example.toml")]
+pub struct File {
+    pub engine: EngineKeys,
+    pub socket: SocketKeys,
+    pub mqtt: MqttKeys,
+    pub limits: LimitKeys,
+    pub telemetry: TelemetryKeys,
+    pub log: LogKeys,
+}
+
+/// `[engine]`
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+#[allow(missing_docs, reason = "the keys are described in config.example.toml")]
+pub struct EngineKeys {
+    pub model: Setting<String>,
+    pub context: Setting<i64>,
+    pub parallel: Setting<i64>,
+    pub gpu_layers: Setting<WordOrNumber>,
+    pub kv_type: Setting<String>,
+    pub threads: Setting<i64>,
+    pub threads_batch: Setting<i64>,
+    pub n_batch: Setting<i64>,
+    pub n_ubatch: Setting<i64>,
+    pub load_mode: Setting<String>,
+    pub flash_attention: Setting<String>,
+    pub batch_invariant: Setting<bool>,
+    pub share_prefix: Setting<String>,
+    pub path: Setting<String>,
+}
+
+/// `[socket]`
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+#[allow(missing_docs, reason = "the keys are described in config.example.toml")]
+pub struct SocketKeys {
+    pub path: Setting<String>,
+    pub mode: Setting<String>,
+    pub group: Setting<WordOrNumber>,
+    pub allow_uids: Setting<Vec<i64>>,
+    pub gateways: Setting<Vec<i64>>,
+    pub raw_prompt: Setting<bool>,
+}
+
+/// `[mqtt]`
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+#[allow(missing_docs, reason = "the keys are described in config.example.toml")]
+pub struct MqttKeys {
+    pub url: Setting<String>,
+    pub node: Setting<String>,
+    pub user: Setting<String>,
+    pub password_file: Setting<String>,
+    pub ca: Setting<String>,
+    pub cert: Setting<String>,
+    pub key: Setting<String>,
+    pub response_topics: Setting<Vec<String>>,
+    pub raw_prompt: Setting<bool>,
+}
+
+/// `[limits]`
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+#[allow(missing_docs, reason = "the keys are described in config.example.toml")]
+pub struct LimitKeys {
+    pub queue: Setting<i64>,
+    pub payload_bytes: Setting<i64>,
+    pub deadline_ms: Setting<i64>,
+    pub share: Setting<i64>,
+    pub drain_s: Setting<i64>,
+    pub max_tokens: Setting<i64>,
+    pub connections: Setting<i64>,
+}
+
+/// `[telemetry]`
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+#[allow(missing_docs, reason = "the keys are described in config.example.toml")]
+pub struct TelemetryKeys {
+    pub interval_s: Setting<i64>,
+    pub qos: Setting<i64>,
+    pub format: Setting<String>,
+}
+
+/// `[log]`
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+#[allow(missing_docs, reason = "the keys are described in config.example.toml")]
+pub struct LogKeys {
+    pub level: Setting<String>,
+    pub format: Setting<String>,
+}
+
+/// Reads the file's text. `None`: it is no TOML at all, and what it means cannot be checked.
+pub fn parse(text: &str, errors: &mut Vec<String>) -> Option<File> {
+    read(text, errors).map(|(file, _)| file)
+}
+
+/// As [`parse`]; gives the full names of all known keys too.
+pub(super) fn read(text: &str, errors: &mut Vec<String>) -> Option<(File, Vec<String>)> {
+    let lines = Lines::new(text);
+    let (document, faults) = DeTable::parse_recoverable(text);
+    if !faults.is_empty() {
+        errors.extend(faults.iter().map(|fault| match fault.span() {
+            Some(span) => format!("malformed TOML: {} (line {})", one_line(fault.message()), lines.of(&span)),
+            None => format!("malformed TOML: {}", one_line(fault.message())),
+        }));
+        return None;
+    }
+    let mut reader = Reader { sections: BTreeMap::new(), section: "", known: Vec::new(), found: Vec::new() };
+    for (name, value) in document.into_inner() {
+        let line = lines.of(&name.span());
+        let name = name.into_inner().into_owned();
+        let keys = match value.into_inner() {
+            DeValue::Table(table) => table
+                .into_iter()
+                .map(|(key, value)| {
+                    (key.get_ref().to_string(), Written { line: lines.of(&key.span()), value: value.into_inner() })
+                })
+                .collect(),
+            other => {
+                reader.stray(name, line, &other);
+                continue;
+            }
+        };
+        reader.sections.insert(name, (line, keys));
+    }
+    let file = reader.file();
+    let known = reader.finish(errors);
+    Some((file, known))
+}
+
+const SECTIONS: [&str; 6] = ["engine", "socket", "mqtt", "limits", "telemetry", "log"];
+/// Sections of later versions.
+const LATER: [&str; 4] = ["http", "governor", "profile", "adapter"];
+const NOT_YET: &str = "not available yet; leave it out";
+
+struct Written<'i> {
+    line: usize,
+    value: DeValue<'i>,
+}
+
+/// Takes keys out of the sections; what is left in the end is unknown.
+struct Reader<'i> {
+    sections: BTreeMap<String, (usize, BTreeMap<String, Written<'i>>)>,
+    section: &'static str,
+    known: Vec<String>,
+    /// Errors with their lines, to be sorted.
+    found: Vec<(usize, String)>,
+}
+
+impl Reader<'_> {
+    fn file(&mut self) -> File {
+        self.section = "engine";
+        let engine = EngineKeys {
+            model: self.get("model"),
+            context: self.get("context"),
+            parallel: self.get("parallel"),
+            gpu_layers: self.get("gpu_layers"),
+            kv_type: self.get("kv_type"),
+            threads: self.get("threads"),
+            threads_batch: self.get("threads_batch"),
+            n_batch: self.get("n_batch"),
+            n_ubatch: self.get("n_ubatch"),
+            load_mode: self.get("load_mode"),
+            flash_attention: self.get("flash_attention"),
+            batch_invariant: self.get("batch_invariant"),
+            share_prefix: self.get("share_prefix"),
+            path: self.get("path"),
+        };
+        self.later("idle_unload_s");
+        self.section = "socket";
+        let socket = SocketKeys {
+            path: self.get("path"),
+            mode: self.get("mode"),
+            group: self.get("group"),
+            allow_uids: self.get("allow_uids"),
+            gateways: self.get("gateways"),
+            raw_prompt: self.get("raw_prompt"),
+        };
+        self.section = "mqtt";
+        let mqtt = MqttKeys {
+            url: self.get("url"),
+            node: self.get("node"),
+            user: self.get("user"),
+            password_file: self.get("password_file"),
+            ca: self.get("ca"),
+            cert: self.get("cert"),
+            key: self.get("key"),
+            response_topics: self.get("response_topics"),
+            raw_prompt: self.get("raw_prompt"),
+        };
+        self.later("pool");
+        self.later("inbox");
+        self.section = "limits";
+        let limits = LimitKeys {
+            queue: self.get("queue"),
+            payload_bytes: self.get("payload_bytes"),
+            deadline_ms: self.get("deadline_ms"),
+            share: self.get("share"),
+            drain_s: self.get("drain_s"),
+            max_tokens: self.get("max_tokens"),
+            connections: self.get("connections"),
+        };
+        self.section = "telemetry";
+        let telemetry =
+            TelemetryKeys { interval_s: self.get("interval_s"), qos: self.get("qos"), format: self.get("format") };
+        self.later("home_assistant");
+        self.section = "log";
+        let log = LogKeys { level: self.get("level"), format: self.get("format") };
+        File { engine, socket, mqtt, limits, telemetry, log }
+    }
+
+    fn take(&mut self, key: &str) -> Option<Written<'_>> {
+        let (_, keys) = self.sections.get_mut(self.section)?;
+        keys.remove(key)
+    }
+
+    fn get<T: FromToml>(&mut self, key: &str) -> Setting<T> {
+        let name = format!("{}.{key}", self.section);
+        self.known.push(name.clone());
+        let Some(Written { line, value }) = self.take(key) else { return Setting::Absent };
+        let place = Place { name, line: Some(line) };
+        match T::from_toml(&value) {
+            Some(value) => Setting::Given(value, place),
+            None => {
+                let message = format!("must be {}, is {}", T::EXPECTED, article(value.type_str()));
+                self.found.push((line, place.error(message)));
+                Setting::Bad
+            }
+        }
+    }
+
+    fn later(&mut self, key: &str) {
+        let name = format!("{}.{key}", self.section);
+        if let Some(Written { line, .. }) = self.take(key) {
+            self.found.push((line, Place { name, line: Some(line) }.error(NOT_YET)));
+        }
+    }
+
+    /// Something at the top of the file that is no section.
+    fn stray(&mut self, name: String, line: usize, value: &DeValue<'_>) {
+        if SECTIONS.contains(&name.as_str()) {
+            let message = format!("must be a section, `[{name}]`, is {}", article(value.type_str()));
+            self.found.push((line, Place { name, line: Some(line) }.error(message)));
+        } else {
+            let keys = BTreeMap::new();
+            self.sections.insert(name, (line, keys));
+        }
+    }
+
+    /// Reports unknown sections and keys; gives back the known ones.
+    fn finish(mut self, errors: &mut Vec<String>) -> Vec<String> {
+        for (section, (line, keys)) in std::mem::take(&mut self.sections) {
+            let shown = section.escape_debug().to_string();
+            if LATER.contains(&section.as_str()) {
+                self.found.push((line, Place { name: shown, line: Some(line) }.error(NOT_YET)));
+            } else if SECTIONS.contains(&section.as_str()) {
+                for (key, Written { line, .. }) in keys {
+                    let name = format!("{section}.{}", key.escape_debug());
+                    let message = format!("unknown key{}", self.suggestion(&section, &key));
+                    self.found.push((line, Place { name, line: Some(line) }.error(message)));
+                }
+            } else {
+                let message = format!("unknown section or key{}", self.suggestion("", &section));
+                self.found.push((line, Place { name: shown, line: Some(line) }.error(message)));
+            }
+        }
+        self.found.sort();
+        errors.extend(self.found.into_iter().map(|(_, error)| error));
+        self.known
+    }
+
+    /// The known name that was probably meant: the same key of another section, else a similar one.
+    fn suggestion(&self, section: &str, key: &str) -> String {
+        let elsewhere = self.known.iter().find(|known| known.split_once('.').is_some_and(|(_, name)| name == key));
+        let candidates: Vec<&str> = match section {
+            "" => SECTIONS.to_vec(),
+            _ => self.known.iter().filter_map(|known| known.strip_prefix(section)?.strip_prefix('.')).collect(),
+        };
+        let nearest = candidates
+            .into_iter()
+            .map(|known| (strsim::jaro_winkler(known, key), known))
+            .filter(|(likeness, _)| *likeness > 0.8)
+            .max_by(|(one, _), (other, _)| one.total_cmp(other));
+        match (elsewhere, nearest, section) {
+            (Some(known), _, _) => format!("; did you mean `{known}`?"),
+            (None, Some((_, known)), "") => format!("; did you mean `[{known}]`?"),
+            (None, Some((_, known)), _) => format!("; did you mean `{section}.{known}`?"),
+            (None, None, "") => format!("; the sections are {}", SECTIONS.join(", ")),
+            (None, None, _) => "; config.example.toml lists all keys".into(),
+        }
+    }
+}
+
+trait FromToml: Sized {
+    /// What the value must be, for an error.
+    const EXPECTED: &'static str;
+    fn from_toml(value: &DeValue<'_>) -> Option<Self>;
+}
+
+impl FromToml for String {
+    const EXPECTED: &'static str = "a text in quotes";
+    fn from_toml(value: &DeValue<'_>) -> Option<Self> {
+        value.as_str().map(Self::from)
+    }
+}
+
+impl FromToml for i64 {
+    const EXPECTED: &'static str = "a whole number of at most 64 bits";
+    fn from_toml(value: &DeValue<'_>) -> Option<Self> {
+        let integer = value.as_integer()?;
+        Self::from_str_radix(integer.as_str(), integer.radix()).ok()
+    }
+}
+
+impl FromToml for bool {
+    const EXPECTED: &'static str = "true or false";
+    fn from_toml(value: &DeValue<'_>) -> Option<Self> {
+        value.as_bool()
+    }
+}
+
+impl FromToml for WordOrNumber {
+    const EXPECTED: &'static str = "a text in quotes or a whole number";
+    fn from_toml(value: &DeValue<'_>) -> Option<Self> {
+        String::from_toml(value).map(Self::Word).or_else(|| i64::from_toml(value).map(Self::Number))
+    }
+}
+
+impl FromToml for Vec<String> {
+    const EXPECTED: &'static str = "a list of texts in quotes";
+    fn from_toml(value: &DeValue<'_>) -> Option<Self> {
+        value.as_array()?.iter().map(|item| String::from_toml(item.get_ref())).collect()
+    }
+}
+
+impl FromToml for Vec<i64> {
+    const EXPECTED: &'static str = "a list of whole numbers";
+    fn from_toml(value: &DeValue<'_>) -> Option<Self> {
+        value.as_array()?.iter().map(|item| i64::from_toml(item.get_ref())).collect()
+    }
+}
+
+/// Byte offset → line, counted from 1.
+struct Lines(Vec<usize>);
+
+impl Lines {
+    fn new(text: &str) -> Self {
+        Self(text.match_indices('\n').map(|(at, _)| at).collect())
+    }
+
+    fn of(&self, span: &Range<usize>) -> usize {
+        self.0.partition_point(|newline| *newline < span.start) + 1
+    }
+}
+
+fn article(kind: &str) -> String {
+    let article = if kind.starts_with(['a', 'e', 'i', 'o', 'u']) { "an" } else { "a" };
+    format!("{article} {kind}")
+}
+
+fn one_line(message: &str) -> String {
+    message.replace('\n', ", ")
+}

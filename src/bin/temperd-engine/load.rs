@@ -1,0 +1,137 @@
+//! From a Load frame to weights and a context that has decoded once.
+
+use std::{fs::File, io::Read, num::NonZeroU32, path::Path, sync::Arc, thread};
+
+use llama_cpp_2::{
+    context::{
+        LlamaContext,
+        params::{KvCacheType, LlamaContextParams},
+    },
+    llama_backend::LlamaBackend,
+    llama_batch::LlamaBatch,
+    model::{LlamaModel, params::LlamaModelParams},
+    token::LlamaToken,
+};
+use temperd::wire::engine::{Load, Loading, from_engine::Frame};
+
+use crate::{link::Link, log::Errors};
+
+/// Most sequences of one context (llama.cpp's `LLAMA_MAX_SEQ`).
+const MAX_SEQUENCES: u32 = 256;
+
+/// Looks at the file before llama.cpp does, whose words for the common mistakes help nobody.
+///
+/// # Errors
+/// What is wrong, without the file's name.
+pub fn check(path: &Path) -> Result<(), String> {
+    let mut file = File::open(path).map_err(|error| error.to_string())?;
+    let mut magic = Vec::new();
+    (&mut file).take(4).read_to_end(&mut magic).map_err(|error| error.to_string())?;
+    if magic == b"GGUF" { Ok(()) } else { Err("it is not a GGUF file".to_owned()) }
+}
+
+/// Reads the weights, and tells the daemon how far it is.
+///
+/// # Errors
+/// Why not, without the file's name.
+pub fn weights(backend: &LlamaBackend, errors: &Errors, link: Arc<Link>, load: &Load) -> Result<LlamaModel, String> {
+    let mut params = LlamaModelParams::default();
+    if let Ok(layers) = u32::try_from(load.gpu_layers) {
+        params = params.with_n_gpu_layers(layers);
+    }
+    // llama.cpp's automatic mode is lost as soon as any setter is touched.
+    params = match load.load_mode.as_str() {
+        "auto" | "" => params,
+        "mmap" => params.with_use_mmap(true),
+        "read" => params.with_use_mmap(false),
+        other => return Err(format!("load_mode {other:?} is none of auto, mmap, read")),
+    };
+    let mut told = 0.0;
+    let params = params.with_progress_callback(move |progress| {
+        if progress - told >= 0.1 {
+            told = progress;
+            link.send(Frame::Loading(Loading { progress }));
+        }
+        true
+    });
+    errors.clear();
+    LlamaModel::load_from_file(backend, &load.model, &params).map_err(|error| errors.reason(&error.to_string()))
+}
+
+/// Threads for one and for many rows; 0 means all.
+pub fn threads(load: &Load) -> (u32, u32) {
+    let all = thread::available_parallelism().map_or(1, |n| u32::try_from(n.get()).unwrap_or(1));
+    let or_all = |threads: u32| if threads == 0 { all } else { threads.min(512) };
+    (or_all(load.threads), or_all(load.threads_batch))
+}
+
+/// Creates the context and decodes once, so that the first request pays for no first touch of memory.
+///
+/// # Errors
+/// Why not.
+pub fn context<'model>(
+    backend: &LlamaBackend,
+    errors: &Errors,
+    model: &'model LlamaModel,
+    load: &Load,
+) -> Result<LlamaContext<'model>, String> {
+    let params = params(load)?;
+    errors.clear();
+    let mut context = model.new_context(backend, params).map_err(|error| {
+        let reason = errors.reason(&error.to_string());
+        format!("a context of {} tokens (K {}, V {}): {reason}", load.context, load.kv_type_k, load.kv_type_v)
+    })?;
+    if context.n_batch() < load.parallel {
+        let (batch, parallel) = (context.n_batch(), load.parallel);
+        return Err(format!("n_batch {batch} is less than parallel {parallel}: each sequence needs a row of a step"));
+    }
+    warm_up(model, &mut context).map_err(|error| format!("first decode: {}", errors.reason(&error)))?;
+    Ok(context)
+}
+
+fn params(load: &Load) -> Result<LlamaContextParams, String> {
+    if load.parallel == 0 || load.parallel > MAX_SEQUENCES {
+        return Err(format!("parallel {} is not within 1 to {MAX_SEQUENCES}", load.parallel));
+    }
+    if load.n_batch == 0 || load.n_ubatch == 0 {
+        return Err("n_batch and n_ubatch must be at least 1".to_owned());
+    }
+    let flash_attention = match load.flash_attention.as_str() {
+        "auto" | "" => llama_cpp_sys_2::LLAMA_FLASH_ATTN_TYPE_AUTO,
+        "on" => llama_cpp_sys_2::LLAMA_FLASH_ATTN_TYPE_ENABLED,
+        "off" => llama_cpp_sys_2::LLAMA_FLASH_ATTN_TYPE_DISABLED,
+        other => return Err(format!("flash_attention {other:?} is none of auto, on, off")),
+    };
+    let (threads, threads_batch) = threads(load);
+    Ok(LlamaContextParams::default()
+        .with_n_ctx(NonZeroU32::new(load.context))
+        .with_n_seq_max(load.parallel)
+        .with_kv_unified(true)
+        .with_type_k(kv_type(&load.kv_type_k)?)
+        .with_type_v(kv_type(&load.kv_type_v)?)
+        .with_n_threads(i32::try_from(threads).unwrap_or(i32::MAX))
+        .with_n_threads_batch(i32::try_from(threads_batch).unwrap_or(i32::MAX))
+        .with_n_batch(load.n_batch)
+        .with_n_ubatch(load.n_ubatch)
+        .with_flash_attention_policy(flash_attention))
+}
+
+fn kv_type(name: &str) -> Result<KvCacheType, String> {
+    match name {
+        "f16" | "" => Ok(KvCacheType::F16),
+        "q8_0" => Ok(KvCacheType::Q8_0),
+        other => Err(format!("KV type {other:?} is none of f16, q8_0")),
+    }
+}
+
+fn warm_up(model: &LlamaModel, context: &mut LlamaContext<'_>) -> Result<(), String> {
+    let bos = model.vocab().bos();
+    let token = if bos.0 >= 0 { bos } else { LlamaToken(0) };
+    let mut batch = LlamaBatch::new(1, 1);
+    batch.add(token, 0, &[0], true).map_err(|error| error.to_string())?;
+    context.decode(&mut batch).map_err(|error| error.to_string())?;
+    context.synchronize();
+    context.clear_kv_cache();
+    context.reset_timings();
+    Ok(())
+}

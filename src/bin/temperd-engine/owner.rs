@@ -1,0 +1,143 @@
+//! The one thread that owns model and context: loads when told to, then runs the batch loop.
+
+use std::{
+    path::Path,
+    sync::{
+        Arc,
+        mpsc::{Receiver, RecvTimeoutError, SyncSender, TryRecvError},
+    },
+    time::{Duration, Instant},
+};
+
+use llama_cpp_2::{context::LlamaContext, llama_backend::LlamaBackend, model::LlamaModel};
+use temperd::wire::engine::{Heartbeat, Load, LoadFailed, Ready, SequenceOutput, Step, from_engine::Frame};
+
+use crate::{
+    decode::Decoder,
+    link::{Command, Link},
+    load,
+    log::Errors,
+    sequence::finished,
+    vocabulary::{self, Job},
+};
+
+const AT_WORK: Duration = Duration::from_secs(1);
+const IDLE: Duration = Duration::from_secs(5);
+
+/// What the owner works with.
+pub struct Surroundings {
+    /// Proof that llama.cpp is initialised.
+    pub backend: LlamaBackend,
+    /// To the daemon.
+    pub link: Arc<Link>,
+    /// llama.cpp's last error lines.
+    pub errors: Arc<Errors>,
+    /// To the tokeniser.
+    pub jobs: SyncSender<Job>,
+}
+
+/// Serves until the reader is gone.
+pub fn run(around: &Surroundings, commands: &Receiver<Command>) {
+    let mut wanted = None;
+    while let Some(load) = wanted.take().or_else(|| wait(&around.link, commands)) {
+        match serve(around, &load, commands) {
+            Ok(next) => wanted = next,
+            Err(reason) => {
+                let message = format!("model {}: {reason}", load.model);
+                around.link.send(Frame::LoadFailed(LoadFailed { message }));
+            }
+        }
+    }
+}
+
+/// Waits for a Load frame while there is no model.
+fn wait(link: &Link, commands: &Receiver<Command>) -> Option<Load> {
+    loop {
+        match commands.recv_timeout(IDLE) {
+            Ok(Command::Load(load)) => return Some(load),
+            Ok(Command::Start(start)) => {
+                let finished = Some(finished("error", Some("no model is loaded".to_owned())));
+                let output = SequenceOutput { sequence: start.sequence, finished, ..SequenceOutput::default() };
+                link.send(Frame::Step(Step { outputs: vec![output] }));
+            }
+            Ok(Command::Stop(_)) => {}
+            Err(RecvTimeoutError::Timeout) => link.send(Frame::Heartbeat(Heartbeat::default())),
+            Err(RecvTimeoutError::Disconnected) => return None,
+        }
+    }
+}
+
+/// Loads and decodes until another model is wanted (returned) or the reader is gone.
+fn serve(around: &Surroundings, load: &Load, commands: &Receiver<Command>) -> Result<Option<Load>, String> {
+    let began = Instant::now();
+    let Surroundings { backend, link, errors, jobs } = around;
+    let path = Path::new(&load.model);
+    load::check(path)?;
+
+    let vocabulary = vocabulary::load(backend, errors, path)?;
+    let description = vocabulary::describe(&vocabulary);
+    // The tokeniser has it before the daemon can ask for it.
+    jobs.send(Job::Vocabulary(vocabulary)).map_err(|_| "the tokeniser has ended".to_owned())?;
+    link.send(Frame::Vocabulary(description));
+
+    let model = load::weights(backend, errors, Arc::clone(link), load)?;
+    let context = load::context(backend, errors, &model, load)?;
+    link.send(Frame::Ready(ready(around, load, &model, &context, began)));
+    Ok(decode(Decoder::new(&model, context, load.parallel, link), link, commands))
+}
+
+fn ready(around: &Surroundings, load: &Load, model: &LlamaModel, context: &LlamaContext<'_>, began: Instant) -> Ready {
+    let (threads, threads_batch) = load::threads(load);
+    // llama.cpp counts the output layer too.
+    let all = model.n_layer() + 1;
+    Ready {
+        context: context.n_ctx(),
+        gpu_layers: match u32::try_from(load.gpu_layers) {
+            _ if !around.backend.supports_gpu_offload() => 0,
+            Ok(asked) => asked.min(all),
+            Err(_) => all,
+        },
+        threads,
+        threads_batch,
+        n_batch: context.n_batch(),
+        n_ubatch: context.n_ubatch(),
+        load_s: began.elapsed().as_secs_f64(),
+        description: vocabulary::description(model),
+    }
+}
+
+/// The batch loop: commands are taken between steps, and waited for where nothing runs.
+fn decode(mut decoder: Decoder<'_>, link: &Link, commands: &Receiver<Command>) -> Option<Load> {
+    let mut beat = Instant::now();
+    loop {
+        let command = if decoder.idle() {
+            match commands.recv_timeout(IDLE) {
+                Ok(command) => Some(command),
+                Err(RecvTimeoutError::Timeout) => None,
+                Err(RecvTimeoutError::Disconnected) => return None,
+            }
+        } else {
+            match commands.try_recv() {
+                Ok(command) => Some(command),
+                Err(TryRecvError::Empty) => None,
+                Err(TryRecvError::Disconnected) => return None,
+            }
+        };
+        match command {
+            Some(Command::Start(start)) => decoder.start(start),
+            Some(Command::Stop(id)) => decoder.stop(id),
+            Some(Command::Load(load)) => {
+                decoder.fail_all("another model is being loaded");
+                decoder.flush();
+                return Some(load);
+            }
+            None if !decoder.idle() => decoder.step(),
+            None => {}
+        }
+        decoder.flush();
+        if beat.elapsed() >= if decoder.idle() { IDLE } else { AT_WORK } {
+            link.send(Frame::Heartbeat(decoder.heartbeat()));
+            beat = Instant::now();
+        }
+    }
+}

@@ -1,0 +1,157 @@
+//! What the daemon knows of an engine: how to find, start, feed and replace the process, and the vocabulary it told us.
+//!
+//! ```text
+//!   Missing/Corrupt file ──────────────┐
+//!        │ SIGHUP, file changed        ▼
+//!   Starting ─ Vocabulary ─ Ready    Failed
+//!        ▲                    │        │
+//!        └──── back-off ◀── ended      └── SIGHUP, file changed ──▶ Starting
+//! ```
+//! [`supervisor`] walks these states and tells the dispatcher by [`EngineEvent`]s; an [`EngineHandle`] reaches whatever
+//! engine lives now. The engine keeps nothing that cannot be rebuilt.
+
+use std::{
+    collections::HashMap,
+    sync::{Arc, Mutex, PoisonError},
+};
+
+use tokio::sync::{mpsc, oneshot};
+
+use crate::{
+    chat::Prompter,
+    wire::engine::{FromEngine, Segment, Start, Stop, ToEngine, Tokenise, Tokenised, from_engine, to_engine},
+};
+
+pub mod frames;
+pub mod locate;
+pub mod process;
+pub mod supervisor;
+pub mod watch;
+
+/// Frames on their way to the engine. Requests in flight are bounded by queue and slots, so this never fills up in
+/// practice; where it does, senders wait.
+const OUTGOING: usize = 256;
+
+/// What happens to the engine, for the dispatcher.
+#[derive(Debug)]
+pub enum EngineEvent {
+    /// A process was started and reads the model.
+    Loading,
+    /// Prompts can be rendered and tokenised from here on.
+    Vocabulary(Arc<Prompter>),
+    /// Requests can run.
+    Ready(crate::wire::engine::Ready),
+    /// Tokens.
+    Step(crate::wire::engine::Step),
+    /// The process is gone, and with it whatever ran; another will be started.
+    Ended {
+        /// For people.
+        reason: String,
+    },
+    /// No engine is started again until SIGHUP or a change of the model file.
+    Failed {
+        /// For people.
+        reason: String,
+    },
+}
+
+/// Why the engine did not tokenise.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum TokeniseError {
+    /// There is no engine with a vocabulary now.
+    #[error("no engine is there to tokenise")]
+    Gone,
+    /// The engine's own words.
+    #[error("the engine could not tokenise: {0}")]
+    Engine(String),
+}
+
+/// Reaches the engine that lives now. Clones share it.
+#[derive(Debug, Clone, Default)]
+pub struct EngineHandle {
+    shared: Arc<Mutex<Shared>>,
+}
+
+#[derive(Debug, Default)]
+struct Shared {
+    outgoing: Option<mpsc::Sender<ToEngine>>,
+    next_tokenise: u64,
+    tokenising: HashMap<u64, oneshot::Sender<Tokenised>>,
+}
+
+impl EngineHandle {
+    /// A std mutex: nothing is awaited while it is held.
+    fn lock(&self) -> std::sync::MutexGuard<'_, Shared> {
+        self.shared.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Connects a new process; frames for it come out of the receiver, `first` before any other.
+    pub(crate) fn attach(&self, first: [to_engine::Frame; 2]) -> mpsc::Receiver<ToEngine> {
+        let (sender, receiver) = mpsc::channel(OUTGOING);
+        for frame in first {
+            sender.try_send(ToEngine { frame: Some(frame) }).expect("a new channel has room for two frames");
+        }
+        let mut shared = self.lock();
+        shared.outgoing = Some(sender);
+        shared.tokenising.clear();
+        receiver
+    }
+
+    /// Forgets the process; whoever waits for tokens learns that it is gone.
+    pub(crate) fn detach(&self) {
+        let mut shared = self.lock();
+        shared.outgoing = None;
+        shared.tokenising.clear();
+    }
+
+    async fn send(&self, frame: to_engine::Frame) -> bool {
+        let Some(outgoing) = self.lock().outgoing.clone() else { return false };
+        outgoing.send(ToEngine { frame: Some(frame) }).await.is_ok()
+    }
+
+    /// Starts a sequence. `false` where there is no engine: its end is then on the way as an event.
+    pub async fn start(&self, start: Start) -> bool {
+        self.send(to_engine::Frame::Start(start)).await
+    }
+
+    /// Stops a sequence; the engine confirms with its `finished`.
+    pub async fn stop(&self, sequence: u64) -> bool {
+        self.send(to_engine::Frame::Stop(Stop { sequence })).await
+    }
+
+    /// Token ids of a prompt.
+    ///
+    /// # Errors
+    /// Where no engine lives, it ends before it answers, or it refuses.
+    pub async fn tokenise(&self, segments: Vec<Segment>) -> Result<Vec<u32>, TokeniseError> {
+        let (sender, receiver) = oneshot::channel();
+        let id = {
+            let mut shared = self.lock();
+            let id = shared.next_tokenise;
+            shared.next_tokenise += 1;
+            shared.tokenising.insert(id, sender);
+            id
+        };
+        if !self.send(to_engine::Frame::Tokenise(Tokenise { id, segments, add_bos: true })).await {
+            self.lock().tokenising.remove(&id);
+            return Err(TokeniseError::Gone);
+        }
+        match receiver.await {
+            Err(_) => Err(TokeniseError::Gone),
+            Ok(Tokenised { error: Some(error), .. }) => Err(TokeniseError::Engine(error)),
+            Ok(Tokenised { tokens, .. }) => Ok(tokens),
+        }
+    }
+
+    /// Hands an answer to whoever asked for it.
+    pub(crate) fn tokenised(&self, answer: Tokenised) {
+        if let Some(sender) = self.lock().tokenising.remove(&answer.id) {
+            let _asker_gone = sender.send(answer);
+        }
+    }
+}
+
+/// The frame inside, if the engine sent one that this build knows.
+fn inner(frame: FromEngine) -> Option<from_engine::Frame> {
+    frame.frame
+}

@@ -1,0 +1,116 @@
+//! One engine process: started with one end of a socket pair as its standard input, ended when dropped.
+
+use std::{
+    io,
+    os::{fd::OwnedFd, unix::net::UnixStream as StdUnixStream},
+    path::Path,
+    process::{ExitStatus, Stdio},
+};
+
+use bytes::Bytes;
+use futures_util::{SinkExt, StreamExt};
+use prost::Message;
+use tokio::{
+    io::{AsyncBufReadExt, AsyncReadExt, BufReader},
+    net::{
+        UnixStream,
+        unix::{OwnedReadHalf, OwnedWriteHalf},
+    },
+    process::{Child, ChildStderr, Command},
+    sync::mpsc,
+};
+use tokio_util::codec::{FramedRead, FramedWrite, LengthDelimitedCodec};
+
+use super::frames;
+use crate::wire::engine::{FromEngine, ToEngine};
+
+/// Longest line of the engine's standard error that is logged.
+const STDERR_LINE: u64 = 2048;
+
+/// A living engine.
+#[derive(Debug)]
+pub struct EngineProcess {
+    child: Child,
+    incoming: FramedRead<OwnedReadHalf, LengthDelimitedCodec>,
+}
+
+impl EngineProcess {
+    /// Starts the binary. Frames that come out of `outgoing` are written to it, until the channel or the process
+    /// closes.
+    ///
+    /// # Errors
+    /// Where the process cannot be started.
+    pub fn spawn(binary: &Path, outgoing: mpsc::Receiver<ToEngine>) -> io::Result<Self> {
+        let (ours, theirs) = StdUnixStream::pair()?;
+        ours.set_nonblocking(true)?;
+        let (read, write) = UnixStream::from_std(ours)?.into_split();
+        let mut child = Command::new(binary)
+            .stdin(Stdio::from(OwnedFd::from(theirs)))
+            .stdout(Stdio::null())
+            .stderr(Stdio::piped())
+            .kill_on_drop(true)
+            .spawn()?;
+        if let Some(stderr) = child.stderr.take() {
+            tokio::spawn(log_stderr(stderr));
+        }
+        tokio::spawn(write_frames(write, outgoing));
+        Ok(Self { child, incoming: FramedRead::new(read, frames::codec()) })
+    }
+
+    /// The next frame; `None` where the engine has closed its end.
+    ///
+    /// # Errors
+    /// A broken or oversized frame.
+    pub async fn next(&mut self) -> io::Result<Option<FromEngine>> {
+        let Some(bytes) = self.incoming.next().await.transpose()? else { return Ok(None) };
+        FromEngine::decode(bytes).map(Some).map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error))
+    }
+
+    /// The process id.
+    #[must_use]
+    pub fn pid(&self) -> Option<u32> {
+        self.child.id()
+    }
+
+    /// Kills the process and says how it ended, or had ended before.
+    ///
+    /// # Errors
+    /// Those of waiting for it.
+    pub async fn end(mut self) -> io::Result<ExitStatus> {
+        if let Some(status) = self.child.try_wait()? {
+            return Ok(status);
+        }
+        self.child.start_kill()?;
+        self.child.wait().await
+    }
+
+    /// How the process ended, once it has closed its end of the socket.
+    ///
+    /// # Errors
+    /// Those of waiting for it.
+    pub async fn status(&mut self) -> io::Result<ExitStatus> {
+        self.child.wait().await
+    }
+}
+
+async fn write_frames(write: OwnedWriteHalf, mut outgoing: mpsc::Receiver<ToEngine>) {
+    let mut sink = FramedWrite::new(write, frames::codec());
+    while let Some(frame) = outgoing.recv().await {
+        // The end of the process is noticed where its frames are read.
+        if sink.send(Bytes::from(frame.encode_to_vec())).await.is_err() {
+            return;
+        }
+    }
+}
+
+/// What llama.cpp writes as it dies (its log comes in frames): assertions and the backtrace, never a prompt.
+async fn log_stderr(stderr: ChildStderr) {
+    let mut reader = BufReader::new(stderr);
+    loop {
+        let mut line = Vec::new();
+        match (&mut reader).take(STDERR_LINE).read_until(b'\n', &mut line).await {
+            Ok(0) | Err(_) => return,
+            Ok(_) => log::warn!(target: "temperd::engine", "stderr: {}", String::from_utf8_lossy(&line).trim_end()),
+        }
+    }
+}

@@ -1,0 +1,224 @@
+//! Every request from admission to its one outcome.
+//!
+//! ```text
+//!  submit ─ render, tokenise, fits? ─▶ Queued ─ slot and cells free ─▶ Running ─▶ Final
+//!     └──────────── refused            └── cancelled, expired, drained ──┘
+//! ```
+//! One task ([`owner`]) owns all of them. Ways in hold a [`Dispatcher`] to hand requests over and a [`Ticket`] for each
+//! one that was accepted; dropping the ticket cancels the request.
+
+use std::{sync::Arc, time::Duration};
+
+use tokio::{
+    sync::{mpsc, oneshot, watch},
+    time::Instant,
+};
+
+use crate::{
+    chat::Prompter,
+    engine::{EngineEvent, EngineHandle},
+    request::{Client, ErrorCode, Request, RequestError},
+    status::StatusBoard,
+    telemetry::metrics::Metrics,
+    wire::v1,
+};
+
+mod job;
+mod owner;
+mod prompt;
+mod service_time;
+#[cfg(test)]
+mod tests;
+mod ticket;
+
+pub use ticket::{Event, Ticket};
+
+/// Commands on their way to the owner. Each way in has at most one at a time per request, so senders wait at most for
+/// the owner's current step.
+const COMMANDS: usize = 256;
+
+/// How long a client should wait before it asks a daemon whose model is not there again.
+const MODEL_RETRY_MS: u32 = 5000;
+
+/// What the configuration contributes.
+#[derive(Debug, Clone)]
+pub struct Settings {
+    /// Name of this box in finals.
+    pub node: String,
+    /// Tokens that prompts and answers share.
+    pub context: u32,
+    /// Sequences at once.
+    pub parallel: u32,
+    /// Requests that wait.
+    pub queue: u32,
+    /// Percent of queue and slots that one client may hold.
+    pub share: u32,
+    /// Of a request that names none.
+    pub deadline: Duration,
+    /// Of a request that names none.
+    pub max_tokens: u32,
+}
+
+/// What admission needs to know of the engine; the owner writes it.
+#[derive(Debug, Clone, Default)]
+struct View {
+    prompter: Option<Arc<Prompter>>,
+    /// Why no model can be had.
+    failed: Option<String>,
+    draining: bool,
+}
+
+/// Hands requests to the owner. Clones are cheap.
+#[derive(Debug, Clone)]
+pub struct Dispatcher {
+    commands: mpsc::Sender<Command>,
+    view: watch::Receiver<View>,
+    engine: EngineHandle,
+    metrics: Arc<Metrics>,
+    context: u32,
+}
+
+#[derive(Debug)]
+enum Command {
+    Admit(Box<Admit>),
+    Cancel { client: Client, id: String, reply: oneshot::Sender<bool> },
+    Prepared { key: u64, prompt: Result<Option<Vec<u32>>, RequestError> },
+    Drain { until: Instant, done: oneshot::Sender<()> },
+}
+
+#[derive(Debug)]
+struct Admit {
+    request: Request,
+    /// `None` while no engine can tokenise.
+    prompt: Option<Vec<u32>>,
+    arrived: Instant,
+    reply: oneshot::Sender<Result<Ticket, RequestError>>,
+}
+
+impl Dispatcher {
+    /// Starts the owner task. It ends once every dispatcher is gone.
+    #[must_use]
+    pub fn start(
+        settings: Settings,
+        engine: EngineHandle,
+        events: mpsc::Receiver<EngineEvent>,
+        status: StatusBoard,
+        metrics: Arc<Metrics>,
+    ) -> Self {
+        let (commands, incoming) = mpsc::channel(COMMANDS);
+        let (view_sender, view) = watch::channel(View::default());
+        let context = settings.context;
+        let owner = owner::Owner::new(owner::Parts {
+            settings,
+            engine: engine.clone(),
+            status,
+            metrics: metrics.clone(),
+            view: view_sender,
+            commands: commands.downgrade(),
+        });
+        tokio::spawn(owner.run(incoming, events));
+        Self { commands, view, engine, metrics, context }
+    }
+
+    /// Admits a request: renders and tokenises it, checks the size, queues it. While no engine can tokenise, the size
+    /// is checked later and may end the request as `failed`.
+    ///
+    /// # Errors
+    /// The reason why it is refused, counted; nothing of it is kept then.
+    pub async fn submit(&self, request: Request) -> Result<Ticket, RequestError> {
+        let way_in = request.way_in;
+        self.admit(request).await.inspect_err(|error| {
+            self.metrics.refused(way_in, error.code);
+            log::info!(target: "temperd::dispatch", way_in = way_in.as_str(), code = error.code.as_str(); "refused");
+        })
+    }
+
+    async fn admit(&self, request: Request) -> Result<Ticket, RequestError> {
+        let arrived = Instant::now();
+        let view = self.view.borrow().clone();
+        if view.draining {
+            return Err(draining());
+        }
+        if let Some(reason) = view.failed {
+            return Err(model_unavailable(&reason));
+        }
+        let prompt = match view.prompter {
+            None => {
+                prompt::check_bytes(&request.input, self.context)?;
+                None
+            }
+            // None: the engine went away meanwhile.
+            Some(prompter) => prompt::prepare(&request.input, &prompter, &self.engine, self.context).await?,
+        };
+        let (reply, answer) = oneshot::channel();
+        let admit = Command::Admit(Box::new(Admit { request, prompt, arrived, reply }));
+        self.commands.send(admit).await.map_err(|_| draining())?;
+        answer.await.map_err(|_| draining())?
+    }
+
+    /// Cancels a queued or running request of this client; `false` where there is none of that id.
+    pub async fn cancel(&self, client: &Client, id: &str) -> bool {
+        let (reply, answer) = oneshot::channel();
+        let command = Command::Cancel { client: client.clone(), id: id.into(), reply };
+        self.commands.send(command).await.is_ok() && answer.await.unwrap_or(false)
+    }
+
+    /// Admits nothing more, and returns once every request has its outcome: by itself until `grace` is over, then as
+    /// `failed`.
+    pub async fn drain(&self, grace: Duration) {
+        let (done, finished) = oneshot::channel();
+        let command = Command::Drain { until: Instant::now() + grace, done };
+        if self.commands.send(command).await.is_ok() {
+            let _owner_gone = finished.await;
+        }
+    }
+}
+
+fn draining() -> RequestError {
+    RequestError::new(ErrorCode::Draining, "the daemon is shutting down; ask again when it is back")
+        .retry_after(MODEL_RETRY_MS)
+}
+
+fn model_unavailable(reason: &str) -> RequestError {
+    RequestError::new(ErrorCode::ModelUnavailable, format!("no model can answer: {reason}")).retry_after(MODEL_RETRY_MS)
+}
+
+/// The status of a daemon whose owner has not said anything yet.
+#[must_use]
+pub fn initial_status(config: &crate::config::Config) -> v1::Status {
+    let engine = &config.engine;
+    let name = engine.model.file_stem().unwrap_or_default().to_string_lossy().into_owned();
+    v1::Status {
+        ready: false,
+        reasons: vec!["model_loading".into()],
+        node: config.node.clone(),
+        version: crate::wire::VERSION.into(),
+        model: Some(v1::Model { name, state: "loading".into(), error: None }),
+        engine: Some(v1::Engine { flavour: "cpu".into(), restarts: 0, degraded: false }),
+        operating_point: Some(v1::OperatingPoint {
+            context: engine.context,
+            gpu_layers: 0,
+            parallel: engine.parallel,
+            pace: 1.0,
+            admit: "run".into(),
+        }),
+        allocated_context: 0,
+        pinned: false,
+        reason: None,
+        queue: Some(v1::Queue { depth: 0, limit: config.limits.queue }),
+        running: Some(0),
+        mqtt: Some(v1::Mqtt { state: if config.mqtt.is_some() { "connecting" } else { "off" }.into(), outbox: 0 }),
+        settings: Some(v1::Settings {
+            threads: engine.threads,
+            threads_batch: engine.threads_batch,
+            n_batch: engine.n_batch,
+            n_ubatch: engine.n_ubatch,
+            kv_type: engine.kv_type.as_str().into(),
+            load_mode: engine.load_mode.as_str().into(),
+            flash_attention: engine.flash_attention.as_str().into(),
+            batch_invariant: false,
+        }),
+        pause: None,
+        sandbox: Some(v1::Sandbox { landlock: false, seccomp: false }),
+    }
+}

@@ -1,0 +1,232 @@
+//! One accepted request: what is known of it, what has been answered, and its final.
+
+use std::time::{Duration, Instant};
+
+use super::ticket::Outlet;
+use crate::{
+    request::{Input, Outcome, Request, RequestError},
+    wire::{engine, v1},
+};
+
+/// An accepted request, queued or running.
+#[derive(Debug)]
+pub(super) struct Job {
+    pub(super) request: Request,
+    pub(super) outlet: Outlet,
+    /// `None` while no engine has tokenised it.
+    pub(super) prompt: Option<Vec<u32>>,
+    /// A task is rendering and tokenising it.
+    pub(super) preparing: bool,
+    pub(super) arrived: Instant,
+    pub(super) deadline: Instant,
+    seed: u32,
+    started: Option<Instant>,
+    first_token: Option<Instant>,
+    last_token: Option<Instant>,
+    prompt_tokens: u32,
+    tokens: u32,
+    text: String,
+    logprobs: Vec<v1::TokenLogprob>,
+    /// What was last said of its place in the queue.
+    ahead: Option<u32>,
+}
+
+impl Job {
+    pub(super) fn new(request: Request, prompt: Option<Vec<u32>>, outlet: Outlet, times: Times, seed: u32) -> Self {
+        Self {
+            request,
+            outlet,
+            prompt,
+            preparing: false,
+            arrived: times.arrived,
+            deadline: times.deadline,
+            seed,
+            started: None,
+            first_token: None,
+            last_token: None,
+            prompt_tokens: 0,
+            tokens: 0,
+            text: String::new(),
+            logprobs: Vec::new(),
+            ahead: None,
+        }
+    }
+
+    /// Tokens of the answer at most.
+    fn max_tokens(&self, limits: Limits) -> u32 {
+        let prompt = u32::try_from(self.prompt.as_ref().map_or(0, Vec::len)).unwrap_or(u32::MAX);
+        self.request.max_tokens.unwrap_or(limits.max_tokens).min(limits.context.saturating_sub(prompt))
+    }
+
+    /// Cells of the KV cache that prompt and answer may come to need; `None` while the prompt has no tokens.
+    pub(super) fn cells(&self, limits: Limits) -> Option<u32> {
+        let prompt = u32::try_from(self.prompt.as_ref()?.len()).unwrap_or(u32::MAX);
+        Some(prompt.saturating_add(self.max_tokens(limits)))
+    }
+
+    /// Moves the prompt out, for the engine.
+    pub(super) fn start(&mut self, key: u64, stop_tokens: Vec<u32>, limits: Limits, now: Instant) -> engine::Start {
+        let max_tokens = self.max_tokens(limits);
+        let prompt = self.prompt.take().unwrap_or_default();
+        self.prompt_tokens = u32::try_from(prompt.len()).unwrap_or(u32::MAX);
+        self.started = Some(now);
+        // Its text has become tokens: it is overwritten here rather than kept until the end.
+        self.request.input = Input::Raw(String::new());
+        let sampling = &self.request.sampling;
+        engine::Start {
+            sequence: key,
+            prompt,
+            sampling: Some(engine::Sampling {
+                temperature: sampling.temperature,
+                top_p: sampling.top_p,
+                top_k: sampling.top_k,
+                min_p: sampling.min_p,
+                repeat_penalty: sampling.repeat_penalty,
+                presence_penalty: sampling.presence_penalty,
+                frequency_penalty: sampling.frequency_penalty,
+                seed: self.seed,
+                logit_bias: sampling.logit_bias.iter().copied().collect(),
+            }),
+            stop: self.request.stop.clone(),
+            stop_tokens,
+            max_tokens,
+            logprobs: self.request.logprobs.is_some(),
+            top_logprobs: self.request.logprobs.unwrap_or(0),
+        }
+    }
+
+    /// Takes in what a step brought, and says how long the first token took where this was it.
+    pub(super) fn absorb(&mut self, output: engine::SequenceOutput, now: Instant) -> Option<Duration> {
+        self.tokens += u32::try_from(output.tokens.len()).unwrap_or(u32::MAX);
+        let mut first = None;
+        if !output.tokens.is_empty() {
+            self.last_token = Some(now);
+            if self.first_token.is_none() {
+                self.first_token = Some(now);
+                first = Some(now.duration_since(self.arrived));
+            }
+        }
+        self.text.push_str(&output.text);
+        let logprobs: Vec<_> = output.logprobs.into_iter().map(logprob).collect();
+        if self.request.stream && !(output.text.is_empty() && logprobs.is_empty()) {
+            self.outlet.send(v1::Chunk {
+                id: self.request.id.clone(),
+                delta: output.text,
+                logprobs: logprobs.clone(),
+                ..v1::Chunk::default()
+            });
+        }
+        self.logprobs.extend(logprobs);
+        first
+    }
+
+    /// Tells a streaming client how many are before it, where that has changed.
+    pub(super) fn tell_ahead(&mut self, ahead: usize) {
+        let ahead = u32::try_from(ahead).unwrap_or(u32::MAX);
+        if self.request.stream && self.ahead.replace(ahead) != Some(ahead) {
+            self.outlet.send(v1::Chunk { id: self.request.id.clone(), ahead: Some(ahead), ..v1::Chunk::default() });
+        }
+    }
+
+    /// Time from the engine's start to now; `None` where it never ran.
+    pub(super) fn in_engine(&self, now: Instant) -> Option<Duration> {
+        self.started.map(|started| now.duration_since(started))
+    }
+
+    /// Mean time of a token after the first.
+    pub(super) fn per_token(&self) -> Option<Duration> {
+        let after_first = self.tokens.checked_sub(1).filter(|tokens| *tokens > 0)?;
+        Some(self.last_token?.duration_since(self.first_token?) / after_first)
+    }
+
+    /// Prompt tokens and answer tokens.
+    pub(super) fn token_counts(&self) -> (u32, u32) {
+        (self.prompt_tokens, self.tokens)
+    }
+
+    /// Sends the one outcome.
+    pub(super) fn finish(self, node: &str, end: End, now: Instant) {
+        let (outcome, finish_reason, error) = match end {
+            End::Completed { finish_reason } => (Outcome::Completed, Some(finish_reason), None),
+            End::Other { outcome, error } => (outcome, None, Some(error)),
+        };
+        let answered = outcome == Outcome::Completed || !self.text.is_empty();
+        let message =
+            answered.then(|| v1::Message { role: "assistant".into(), content: self.text, ..v1::Message::default() });
+        let started = self.started.unwrap_or(now);
+        let final_ = v1::Final {
+            id: self.request.id.clone(),
+            node: node.into(),
+            outcome: outcome.as_str().into(),
+            finish_reason,
+            message,
+            usage: self.started.map(|_| v1::Usage {
+                prompt_tokens: self.prompt_tokens,
+                completion_tokens: self.tokens,
+                cached_tokens: 0,
+            }),
+            logprobs: self.logprobs,
+            timings: Some(v1::Timings {
+                queued_ms: millis(started.duration_since(self.arrived)),
+                ttft_ms: self.first_token.map(|first| millis(first.duration_since(self.arrived))),
+                total_ms: millis(now.duration_since(self.arrived)),
+            }),
+            retry_after_ms: error.as_ref().and_then(|error| error.retry_after_ms),
+            error: error.map(|error| error.to_wire()),
+            ..v1::Final::default()
+        };
+        self.outlet.finish(final_);
+    }
+}
+
+/// When a request came and when it is too late.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Times {
+    pub(super) arrived: Instant,
+    pub(super) deadline: Instant,
+}
+
+/// The bounds of an answer.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Limits {
+    pub(super) context: u32,
+    /// Of a request that names none.
+    pub(super) max_tokens: u32,
+}
+
+/// How an accepted request ends.
+#[derive(Debug)]
+pub(super) enum End {
+    Completed { finish_reason: String },
+    Other { outcome: Outcome, error: RequestError },
+}
+
+impl End {
+    pub(super) fn outcome(&self) -> Outcome {
+        match self {
+            Self::Completed { .. } => Outcome::Completed,
+            Self::Other { outcome, .. } => *outcome,
+        }
+    }
+}
+
+fn logprob(info: engine::TokenInfo) -> v1::TokenLogprob {
+    v1::TokenLogprob {
+        token: String::from_utf8_lossy(&info.bytes).into_owned(),
+        logprob: info.logprob,
+        bytes: info.bytes.into(),
+        top_logprobs: info
+            .top
+            .into_iter()
+            .map(|top| v1::TopLogprob {
+                token: String::from_utf8_lossy(&top.bytes).into_owned(),
+                logprob: top.logprob,
+                bytes: top.bytes.into(),
+            })
+            .collect(),
+    }
+}
+
+fn millis(duration: Duration) -> u32 {
+    u32::try_from(duration.as_millis()).unwrap_or(u32::MAX)
+}

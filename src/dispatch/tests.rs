@@ -1,0 +1,422 @@
+//! The owner against a scripted engine, in stopped time: what is admitted, started, ended, and that each request has
+//! exactly one outcome.
+
+use std::{collections::HashMap, sync::Arc, time::Duration};
+
+use proptest::prelude::*;
+use tokio::sync::mpsc;
+
+use super::{Dispatcher, Event, Settings, Ticket, initial_status};
+use crate::{
+    chat::Prompter,
+    config::{Machine, Overrides},
+    engine::{EngineEvent, EngineHandle},
+    request::{Client, ErrorCode, Request, RequestError, WayIn, check},
+    status::StatusBoard,
+    telemetry::metrics::Metrics,
+    wire::{
+        engine::{
+            Finished, Hello, Ready, SequenceOutput, Start, Step, ToEngine, Tokenised, Vocabulary, to_engine::Frame,
+        },
+        v1,
+    },
+};
+
+const CONTEXT: u32 = 512;
+
+/// A dispatcher, and its engine played by the test. A prompt has as many tokens as bytes.
+struct Rig {
+    dispatcher: Dispatcher,
+    events: mpsc::Sender<EngineEvent>,
+    /// `Start` and `Stop` frames; `Tokenise` is answered at once.
+    frames: mpsc::Receiver<Frame>,
+    handle: EngineHandle,
+    status: StatusBoard,
+    metrics: Arc<Metrics>,
+}
+
+impl Rig {
+    fn new(parallel: u32, queue: u32) -> Self {
+        let machine =
+            Machine { cores: 1, hostname: "test".into(), default_socket: Some("/tmp/temperd-test.sock".into()) };
+        let overrides = Overrides { model: Some("model.gguf".into()), ..Overrides::default() };
+        let config = crate::config::parse("", overrides, &machine).expect("a configuration");
+        let status = StatusBoard::new(initial_status(&config));
+        let metrics = Arc::new(Metrics::new());
+        let handle = EngineHandle::default();
+        let (events, incoming) = mpsc::channel(64);
+        let settings = Settings {
+            node: "test".into(),
+            context: CONTEXT,
+            parallel,
+            queue,
+            share: 100,
+            deadline: Duration::from_secs(60),
+            max_tokens: 16,
+        };
+        let dispatcher = Dispatcher::start(settings, handle.clone(), incoming, status.clone(), metrics.clone());
+        let frames = play_tokeniser(&handle);
+        Self { dispatcher, events, frames, handle, status, metrics }
+    }
+
+    async fn ready(parallel: u32, queue: u32) -> Self {
+        let rig = Self::new(parallel, queue);
+        rig.load().await;
+        rig
+    }
+
+    async fn load(&self) {
+        self.event(EngineEvent::Loading).await;
+        self.event(EngineEvent::Vocabulary(Arc::new(prompter()))).await;
+        self.event(EngineEvent::Ready(Ready { context: CONTEXT, ..Ready::default() })).await;
+        let mut status = self.status.watch();
+        status.wait_for(|status| status.ready).await.expect("ready");
+    }
+
+    async fn event(&self, event: EngineEvent) {
+        self.events.send(event).await.expect("the owner lives");
+    }
+
+    async fn submit(&self, id: &str) -> Result<Ticket, RequestError> {
+        self.dispatcher.submit(request(id, "hello", |_| ())).await
+    }
+
+    async fn started(&mut self) -> Start {
+        match self.frames.recv().await {
+            Some(Frame::Start(start)) => start,
+            other => panic!("not a start: {other:?}"),
+        }
+    }
+
+    async fn stopped(&mut self) -> u64 {
+        match self.frames.recv().await {
+            Some(Frame::Stop(stop)) => stop.sequence,
+            other => panic!("not a stop: {other:?}"),
+        }
+    }
+
+    async fn says(&self, sequence: u64, text: &str, end: Option<&str>) {
+        let finished = end.map(|reason| Finished { reason: reason.into(), error: None });
+        let output =
+            SequenceOutput { sequence, tokens: vec![7], text: text.into(), finished, ..SequenceOutput::default() };
+        self.event(EngineEvent::Step(Step { outputs: vec![output] })).await;
+    }
+}
+
+/// Connects to the handle as an engine does, answers `Tokenise`, passes the rest on.
+fn play_tokeniser(handle: &EngineHandle) -> mpsc::Receiver<Frame> {
+    let mut outgoing =
+        handle.attach([Frame::Hello(Hello::default()), Frame::Load(crate::wire::engine::Load::default())]);
+    let (sender, frames) = mpsc::channel(256);
+    let handle = handle.clone();
+    tokio::spawn(async move {
+        while let Some(ToEngine { frame: Some(frame) }) = outgoing.recv().await {
+            match frame {
+                Frame::Tokenise(ask) => {
+                    let tokens = ask.segments.iter().flat_map(|segment| segment.text.bytes().map(u32::from)).collect();
+                    handle.tokenised(Tokenised { id: ask.id, tokens, error: None });
+                }
+                Frame::Hello(_) | Frame::Load(_) => {}
+                other => sender.send(other).await.expect("the test listens"),
+            }
+        }
+    });
+    frames
+}
+
+fn prompter() -> Prompter {
+    let template = "{% for message in messages %}{{ message.content }}{% endfor %}";
+    Prompter::new(&Vocabulary { chat_template: Some(template.into()), ..Vocabulary::default() }).expect("a template")
+}
+
+fn request(id: &str, text: &str, change: impl FnOnce(&mut v1::ChatRequest)) -> Request {
+    let message = v1::Message { role: "user".into(), content: text.into(), ..v1::Message::default() };
+    let mut request = v1::ChatRequest { id: id.into(), messages: vec![message], ..v1::ChatRequest::default() };
+    change(&mut request);
+    let bounds = check::Bounds { context: CONTEXT, payload_bytes: 1 << 20 };
+    check::chat(request, Client::uid(1), WayIn::Http, &bounds).expect("a good request")
+}
+
+fn code(refused: Result<Ticket, RequestError>) -> ErrorCode {
+    refused.expect_err("refused").code
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_answer_comes_in_pieces_and_whole() {
+    let mut rig = Rig::ready(1, 4).await;
+    let request = request("a", "hello", |request| request.stream = Some(true));
+    let mut ticket = rig.dispatcher.submit(request).await.expect("admitted");
+    let start = rig.started().await;
+    assert_eq!(start.prompt, b"hello".map(u32::from));
+    rig.says(start.sequence, "Good ", None).await;
+    rig.says(start.sequence, "day", Some("stop")).await;
+    let mut pieces = String::new();
+    let last = loop {
+        match ticket.next().await.expect("an event") {
+            Event::Chunk(chunk) => pieces += &chunk.delta,
+            Event::Final(last) => break last,
+        }
+    };
+    assert_eq!(pieces, "Good day");
+    assert_eq!((last.outcome.as_str(), last.finish_reason.as_deref()), ("completed", Some("stop")));
+    assert_eq!(last.message.expect("a message").content, "Good day");
+    let usage = last.usage.expect("usage");
+    assert_eq!((usage.prompt_tokens, usage.completion_tokens), (5, 2));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_full_queue_and_a_prompt_too_long_are_refused() {
+    let mut rig = Rig::ready(1, 1).await;
+    let _running = rig.submit("a").await.expect("admitted");
+    rig.started().await;
+    let _queued = rig.submit("b").await.expect("queued");
+    let mut other = request("c", "hello", |_| ());
+    assert_eq!(code(rig.submit("c").await), ErrorCode::ShareExceeded);
+    other.client = Client::uid(2);
+    let error = rig.dispatcher.submit(other).await.expect_err("full");
+    assert_eq!(error.code, ErrorCode::QueueFull);
+    assert!(error.retry_after_ms.is_some());
+    let long = request("d", &"x".repeat(CONTEXT as usize), |_| ());
+    let error = rig.dispatcher.submit(long).await.expect_err("too long");
+    assert_eq!((error.code, error.limit, error.actual), (ErrorCode::ContextLengthExceeded, Some(512), Some(512)));
+    assert_eq!(rig.metrics.totals().refused, 3);
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_same_id_twice_at_once_is_a_conflict() {
+    let rig = Rig::ready(1, 4).await;
+    let _first = rig.submit("a").await.expect("admitted");
+    assert_eq!(code(rig.submit("a").await), ErrorCode::IdConflict);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_slot_is_free_only_once_the_engine_says_so() {
+    let mut rig = Rig::ready(1, 4).await;
+    let first = rig.submit("a").await.expect("admitted");
+    let start = rig.started().await;
+    let second = rig.submit("b").await.expect("queued");
+    assert!(rig.dispatcher.cancel(&Client::uid(1), "a").await);
+    assert_eq!(first.outcome().await.outcome, "cancelled");
+    assert_eq!(rig.stopped().await, start.sequence);
+    assert!(rig.frames.try_recv().is_err(), "the slot is still taken");
+    rig.says(start.sequence, "", Some("cancelled")).await;
+    let start = rig.started().await;
+    rig.says(start.sequence, "x", Some("length")).await;
+    assert_eq!(second.outcome().await.outcome, "completed");
+    assert!(!rig.dispatcher.cancel(&Client::uid(1), "b").await, "it has its outcome");
+}
+
+#[tokio::test(start_paused = true)]
+async fn cells_bound_what_runs_beside() {
+    let mut rig = Rig::ready(4, 4).await;
+    let large = request("a", &"x".repeat(400), |_| ());
+    let _large = rig.dispatcher.submit(large).await.expect("admitted");
+    let first = rig.started().await;
+    let second = request("b", &"y".repeat(200), |_| ());
+    let _second = rig.dispatcher.submit(second).await.expect("queued");
+    let _third = rig.submit("c").await.expect("queued");
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    assert!(rig.frames.try_recv().is_err(), "the small one does not overtake the one that does not fit");
+    rig.says(first.sequence, "x", Some("stop")).await;
+    assert_eq!(rig.started().await.prompt.len(), 200);
+    assert_eq!(rig.started().await.prompt.len(), 5);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_dropped_ticket_cancels() {
+    let mut rig = Rig::ready(1, 4).await;
+    let ticket = rig.submit("a").await.expect("admitted");
+    let start = rig.started().await;
+    drop(ticket);
+    assert_eq!(rig.stopped().await, start.sequence);
+    assert_eq!(rig.metrics.totals().cancelled, 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn deadlines_end_what_waits_and_what_runs() {
+    let mut rig = Rig::ready(1, 4).await;
+    let soon = |id| request(id, "hello", |request| request.deadline_ms = Some(1000));
+    let running = rig.dispatcher.submit(soon("a")).await.expect("admitted");
+    rig.started().await;
+    let queued = rig.dispatcher.submit(soon("b")).await.expect("queued");
+    let began = tokio::time::Instant::now();
+    assert_eq!(running.outcome().await.outcome, "expired");
+    assert_eq!(queued.outcome().await.outcome, "expired");
+    assert!((900..1100).contains(&began.elapsed().as_millis()), "{:?}", began.elapsed());
+}
+
+#[tokio::test(start_paused = true)]
+async fn requests_wait_while_the_model_loads() {
+    let mut rig = Rig::new(2, 4);
+    let ticket = rig.submit("a").await.expect("admitted");
+    let long = request("b", &"x".repeat(CONTEXT as usize), |_| ());
+    let too_long = rig.dispatcher.submit(long).await.expect("its size is not known yet");
+    rig.load().await;
+    let start = rig.started().await;
+    rig.says(start.sequence, "x", Some("stop")).await;
+    assert_eq!(ticket.outcome().await.outcome, "completed");
+    let last = too_long.outcome().await;
+    assert_eq!(last.outcome, "failed");
+    assert_eq!(last.error.expect("an error").code, "context_length_exceeded");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_model_that_failed_refuses_and_recovers() {
+    let mut rig = Rig::new(1, 4);
+    let waiting = rig.submit("a").await.expect("admitted");
+    rig.event(EngineEvent::Failed { reason: "model m is truncated".into() }).await;
+    let last = waiting.outcome().await;
+    assert_eq!(last.error.expect("an error").code, "model_unavailable");
+    let error = rig.submit("b").await.expect_err("refused");
+    assert_eq!(error.code, ErrorCode::ModelUnavailable);
+    assert!(error.message.contains("truncated"));
+    assert_eq!(rig.status.get().reasons, ["model_failed"]);
+    rig.load().await;
+    let _ticket = rig.submit("c").await.expect("admitted");
+    rig.started().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_end_of_an_engine_fails_what_ran_and_keeps_what_waits() {
+    let mut rig = Rig::ready(1, 4).await;
+    let running = rig.submit("a").await.expect("admitted");
+    let start = rig.started().await;
+    rig.says(start.sequence, "half", None).await;
+    let queued = rig.submit("b").await.expect("queued");
+    rig.handle.detach();
+    rig.event(EngineEvent::Ended { reason: "the engine was ended by signal 9".into() }).await;
+    let last = running.outcome().await;
+    assert_eq!(last.outcome, "failed");
+    assert_eq!(last.message.expect("what there was").content, "half");
+    rig.frames = play_tokeniser(&rig.handle);
+    rig.load().await;
+    let start = rig.started().await;
+    rig.says(start.sequence, "whole", Some("stop")).await;
+    assert_eq!(queued.outcome().await.outcome, "completed");
+    assert_eq!(rig.status.get().engine.expect("an engine").restarts, 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn draining_waits_then_fails_the_rest() {
+    let mut rig = Rig::ready(1, 4).await;
+    let first = rig.submit("a").await.expect("admitted");
+    let start = rig.started().await;
+    let second = rig.submit("b").await.expect("queued");
+    let dispatcher = rig.dispatcher.clone();
+    let drain = tokio::spawn(async move { dispatcher.drain(Duration::from_secs(5)).await });
+    let mut status = rig.status.watch();
+    status.wait_for(|status| status.reasons == ["draining"]).await.expect("draining");
+    assert_eq!(code(rig.submit("c").await), ErrorCode::Draining);
+    rig.says(start.sequence, "x", Some("stop")).await;
+    assert_eq!(first.outcome().await.outcome, "completed");
+    let last = second.outcome().await;
+    assert_eq!((last.outcome.as_str(), last.error.expect("an error").code.as_str()), ("failed", "draining"));
+    drain.await.expect("drained");
+}
+
+#[derive(Debug, Clone)]
+enum Act {
+    Submit { priority: i32, tokens: usize, deadline_ms: u32 },
+    Cancel(usize),
+    Drop(usize),
+    Token(usize),
+    Finish(usize),
+    EngineDies,
+    Wait(u64),
+}
+
+fn act() -> impl Strategy<Value = Act> {
+    prop_oneof![
+        4 => (-1..=1, 1_usize..300, 1_u32..5000)
+            .prop_map(|(priority, tokens, deadline_ms)| Act::Submit { priority, tokens, deadline_ms }),
+        1 => (0_usize..8).prop_map(Act::Cancel),
+        1 => (0_usize..8).prop_map(Act::Drop),
+        3 => (0_usize..8).prop_map(Act::Token),
+        3 => (0_usize..8).prop_map(Act::Finish),
+        1 => Just(Act::EngineDies),
+        1 => (1_u64..3000).prop_map(Act::Wait),
+    ]
+}
+
+/// Plays a script; the engine confirms each stop at once. Returns the number of admitted requests.
+async fn play(acts: Vec<Act>) -> u64 {
+    let mut rig = Rig::ready(2, 3).await;
+    let mut tickets: Vec<Option<Ticket>> = Vec::new();
+    let mut live: HashMap<u64, usize> = HashMap::new();
+    let mut admitted = 0;
+    for act in acts {
+        match act {
+            Act::Submit { priority, tokens, deadline_ms } => {
+                let id = format!("r{}", tickets.len());
+                let request = request(&id, &"x".repeat(tokens), |request| {
+                    request.priority = Some(priority);
+                    request.deadline_ms = Some(deadline_ms);
+                });
+                if let Ok(ticket) = rig.dispatcher.submit(request).await {
+                    admitted += 1;
+                    tickets.push(Some(ticket));
+                }
+            }
+            Act::Cancel(n) => {
+                rig.dispatcher.cancel(&Client::uid(1), &format!("r{n}")).await;
+            }
+            Act::Drop(n) => drop(tickets.get_mut(n).and_then(Option::take)),
+            Act::Token(n) | Act::Finish(n) => {
+                let keys: Vec<u64> = live.keys().copied().collect();
+                if let Some(key) = keys.get(n % keys.len().max(1)) {
+                    let end = matches!(act, Act::Finish(_)).then_some("stop");
+                    rig.says(*key, "x", end).await;
+                    if end.is_some() {
+                        live.remove(key);
+                    }
+                }
+            }
+            Act::EngineDies => {
+                rig.handle.detach();
+                rig.event(EngineEvent::Ended { reason: "it died".into() }).await;
+                live.clear();
+                rig.frames = play_tokeniser(&rig.handle);
+                let mut status = rig.status.watch();
+                status.wait_for(|status| !status.ready).await.expect("not ready");
+                rig.load().await;
+            }
+            Act::Wait(ms) => tokio::time::sleep(Duration::from_millis(ms)).await,
+        }
+        // Let the owner act, then answer its frames.
+        tokio::time::sleep(Duration::from_millis(1)).await;
+        while let Ok(frame) = rig.frames.try_recv() {
+            match frame {
+                Frame::Start(start) => {
+                    let cells = start.prompt.len() + start.max_tokens as usize;
+                    live.insert(start.sequence, cells);
+                    assert!(live.len() <= 2, "more than `parallel` run");
+                    assert!(live.values().sum::<usize>() <= CONTEXT as usize, "more cells than there are");
+                }
+                Frame::Stop(stop) => {
+                    live.remove(&stop.sequence);
+                    rig.says(stop.sequence, "", Some("cancelled")).await;
+                }
+                other => panic!("{other:?}"),
+            }
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+    }
+    rig.dispatcher.drain(Duration::from_secs(1)).await;
+    for ticket in tickets.into_iter().flatten() {
+        assert!(["completed", "failed", "cancelled", "expired"].contains(&ticket.outcome().await.outcome.as_str()));
+    }
+    let totals = rig.metrics.totals();
+    assert_eq!(totals.completed + totals.failed + totals.cancelled + totals.expired, admitted, "one outcome each");
+    admitted
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(64))]
+
+    #[test]
+    fn every_admitted_request_has_exactly_one_outcome(acts in prop::collection::vec(act(), 1..60)) {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().start_paused(true).build()
+            .expect("a runtime");
+        runtime.block_on(play(acts));
+    }
+}

@@ -1,0 +1,186 @@
+//! OpenAI's endpoints: [`request`] reads their JSON, [`answer`] and [`stream`] write it.
+
+use std::{
+    sync::Arc,
+    time::{SystemTime, UNIX_EPOCH},
+};
+
+use axum::{
+    Extension, Json, Router,
+    body::Bytes,
+    extract::{Path, State},
+    http::{HeaderName, HeaderValue},
+    response::{IntoResponse, Response},
+    routing::{get, post},
+};
+use serde::Serialize;
+
+use self::{
+    answer::{Head, Shape},
+    request::Asked,
+    stream::Writer,
+};
+use crate::{
+    dispatch::{Event, Ticket},
+    request::{ErrorCode, Request, RequestError, WayIn, check},
+    serve::{
+        grpc,
+        http::{self, error},
+        unix::{Peer, Shared},
+    },
+    wire::v1,
+};
+
+pub mod answer;
+mod fields;
+mod logprobs;
+pub mod request;
+pub mod stream;
+
+const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+
+/// OpenAI's endpoints.
+pub(super) fn routes() -> Router<Arc<Shared>> {
+    Router::new()
+        .route("/v1/chat/completions", post(chat))
+        .route("/v1/completions", post(completions))
+        .route("/v1/embeddings", post(embeddings))
+        .route("/v1/models", get(models))
+        .route("/v1/models/{*id}", get(model))
+}
+
+type App = State<Arc<Shared>>;
+type Who = Extension<Peer>;
+
+async fn chat(State(shared): App, Extension(peer): Who, body: Bytes) -> Response {
+    let checked = request::chat(&body, shared.bounds.context).and_then(|asked| {
+        asked.check(&shared, peer, |request, client, bounds| check::chat(request, client, WayIn::Http, bounds))
+    });
+    answer(&shared, peer, Shape::Chat, checked).await
+}
+
+async fn completions(State(shared): App, Extension(peer): Who, body: Bytes) -> Response {
+    let checked =
+        grpc::raw_prompt(&shared).and_then(|()| request::completion(&body, shared.bounds.context)).and_then(|asked| {
+            asked.check(&shared, peer, |request, client, bounds| check::complete(request, client, WayIn::Http, bounds))
+        });
+    answer(&shared, peer, Shape::Text, checked).await
+}
+
+async fn embeddings(State(shared): App, Extension(peer): Who) -> Response {
+    let error = RequestError::invalid("input", "embeddings are not available yet");
+    http::refuse(&shared, peer, &error, None)
+}
+
+/// A request that passed every check, and what the answer has to know.
+struct Checked {
+    request: Request,
+    model: String,
+    include_usage: bool,
+}
+
+impl<T> Asked<T> {
+    fn check(
+        self,
+        shared: &Shared,
+        peer: Peer,
+        check: impl FnOnce(T, crate::request::Client, &check::Bounds) -> Result<Request, RequestError>,
+    ) -> Result<Checked, RequestError> {
+        let served = served(shared)?;
+        if self.model != served {
+            return Err(unknown_model(&served));
+        }
+        let client = self.client(peer.uid, shared.socket.gateways.contains(&peer.uid));
+        let request = check(self.request, client, &shared.bounds)?;
+        Ok(Checked { request, model: served, include_usage: self.include_usage })
+    }
+}
+
+/// Hands the request over and answers with what comes of it.
+async fn answer(shared: &Shared, peer: Peer, shape: Shape, checked: Result<Checked, RequestError>) -> Response {
+    let Checked { request, model, include_usage } = match checked {
+        Ok(checked) => checked,
+        Err(error) => return http::refuse(shared, peer, &error, None),
+    };
+    let (stream, logprobs) = (request.stream, request.logprobs.is_some());
+    let ticket = match shared.dispatcher.submit(request).await {
+        Ok(ticket) => ticket,
+        Err(error) => return error::response(&error),
+    };
+    let head = Head { id: ticket.id().into(), created: seconds(SystemTime::now()), model, logprobs };
+    let request_id = HeaderValue::from_str(&head.id);
+    let mut response = if stream {
+        stream::response(ticket, Writer::new(shape, head, include_usage))
+    } else {
+        match outcome(ticket).await {
+            Ok(last) => answer::response(shape, &head, &last),
+            Err(error) => error::response(&error),
+        }
+    };
+    // An id that is no header value is in the body alone.
+    if let Ok(id) = request_id {
+        response.headers_mut().insert(REQUEST_ID, id);
+    }
+    response
+}
+
+async fn outcome(mut ticket: Ticket) -> Result<v1::Final, RequestError> {
+    loop {
+        match ticket.next().await {
+            Some(Event::Chunk(_)) => {}
+            Some(Event::Final(last)) => return answer::failure(&last).map_or(Ok(*last), Err),
+            None => return Err(grpc::lost()),
+        }
+    }
+}
+
+/// The name of the one model; an error where there is none.
+fn served(shared: &Shared) -> Result<String, RequestError> {
+    match shared.status.get().model {
+        Some(model) if !model.name.is_empty() => Ok(model.name),
+        _ => Err(RequestError::new(ErrorCode::ModelUnavailable, "there is no model; see /v1/status")),
+    }
+}
+
+fn unknown_model(served: &str) -> RequestError {
+    let message = format!("model: there is no such model here; `{served}` is served");
+    RequestError { param: Some("model".into()), ..RequestError::new(ErrorCode::UnknownModel, message) }
+}
+
+#[derive(Serialize)]
+struct Models {
+    object: &'static str,
+    data: Vec<Model>,
+}
+
+#[derive(Serialize)]
+struct Model {
+    id: String,
+    object: &'static str,
+    created: u64,
+    owned_by: &'static str,
+}
+
+impl Model {
+    fn new(id: String, started: SystemTime) -> Self {
+        Self { id, object: "model", created: seconds(started), owned_by: "temperd" }
+    }
+}
+
+async fn models(State(shared): App) -> Json<Models> {
+    let data = served(&shared).map(|name| Model::new(name, shared.started)).into_iter().collect();
+    Json(Models { object: "list", data })
+}
+
+async fn model(State(shared): App, Extension(peer): Who, Path(id): Path<String>) -> Response {
+    match served(&shared) {
+        Ok(name) if name == id => Json(Model::new(name, shared.started)).into_response(),
+        Ok(name) => http::refuse(&shared, peer, &unknown_model(&name), None),
+        Err(error) => http::refuse(&shared, peer, &error, None),
+    }
+}
+
+/// Unix time in seconds; a clock before 1970 counts as 0.
+fn seconds(time: SystemTime) -> u64 {
+    time.duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs())
+}

@@ -1,0 +1,260 @@
+//! Messages of QoS 1 on their way to the broker. One leaves only when the broker has taken it, has refused it for good,
+//! or when its time is over; whatever the library underneath throws away (it does, when a broker loses a session) is
+//! sent again on the next connection. Pure; time comes in.
+//!
+//! ```text
+//!            push ──▶ waiting ── offer ──▶ in flight ── taken / never ──▶ gone, with a notice
+//!                        ▲                     │
+//!                        └── not now, or connection lost
+//! ```
+//!
+//! The window counts from the oldest message without PUBACK, not the number of them: packet ids are given out in a
+//! circle, and the library stops for ever when one comes round to a message that is still open.
+
+use std::{
+    collections::VecDeque,
+    time::{Duration, Instant},
+};
+
+use super::message::{Allowed, Message, Receipt};
+
+/// Waits before a message that the broker did not take is tried again; after the last it is given up.
+const RETRIES: [Duration; 3] = [Duration::from_millis(500), Duration::from_secs(2), Duration::from_secs(8)];
+
+/// What a message is, for the question what to do when there are too many.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    /// The answer to a job. Never dropped for want of room: there are no more of them than jobs, which are bounded.
+    Answer(u64),
+    /// The latest word on its topic: takes the place of one that still waits.
+    Latest,
+    /// The last word before we leave.
+    Farewell,
+    /// Dropped, and counted, when there is no room.
+    Optional,
+}
+
+/// How a message left.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum End {
+    /// The broker has it.
+    Taken,
+    /// Its time was over.
+    Expired,
+    /// The broker refused it, for good or too often; the reason.
+    Refused(&'static str),
+    /// The broker takes no packet of this size; its limit.
+    TooLarge(u32),
+}
+
+/// A message that left.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Gone {
+    /// What it was.
+    pub kind: Kind,
+    /// How it left.
+    pub end: End,
+    /// The message itself.
+    pub message: Message,
+}
+
+/// The outbox.
+#[derive(Debug)]
+pub struct Outbox {
+    waiting: VecDeque<Entry>,
+    flying: VecDeque<Flight>,
+    allowed: Option<Allowed>,
+    /// Number of the next message that is sent on this connection.
+    next: u64,
+    /// Messages that may wait when an optional one comes.
+    room: usize,
+}
+
+#[derive(Debug)]
+struct Entry {
+    kind: Kind,
+    message: Message,
+    /// Refusals so far.
+    refusals: usize,
+    not_before: Option<Instant>,
+}
+
+#[derive(Debug)]
+struct Flight {
+    number: u64,
+    packet: Option<u16>,
+    since: Instant,
+    entry: Entry,
+}
+
+impl Outbox {
+    /// An empty outbox that takes optional messages while fewer than `room` wait.
+    #[must_use]
+    pub fn new(room: usize) -> Self {
+        Self { waiting: VecDeque::new(), flying: VecDeque::new(), allowed: None, next: 0, room }
+    }
+
+    /// Puts a message behind the others; `false` where an optional one found no room.
+    #[must_use]
+    pub fn push(&mut self, kind: Kind, message: Message) -> bool {
+        if kind == Kind::Optional && self.waiting.len() >= self.room {
+            return false;
+        }
+        self.drop_superseded(kind, &message);
+        self.waiting.push_back(Entry { kind, message, refusals: 0, not_before: None });
+        true
+    }
+
+    /// Puts messages before all others, in their order.
+    pub fn push_first(&mut self, kind: Kind, messages: impl DoubleEndedIterator<Item = Message>) {
+        for message in messages.rev() {
+            self.drop_superseded(kind, &message);
+            self.waiting.push_front(Entry { kind, message, refusals: 0, not_before: None });
+        }
+    }
+
+    /// A connection is up, with nothing sent on it yet.
+    pub fn connected(&mut self, allowed: Allowed) {
+        self.disconnected();
+        self.allowed = Some(allowed);
+        self.next = 0;
+    }
+
+    /// The connection is gone: what was in flight waits again, before the rest and in its order.
+    pub fn disconnected(&mut self) {
+        self.allowed = None;
+        while let Some(flight) = self.flying.pop_back() {
+            self.wait_again(flight.entry);
+        }
+    }
+
+    /// Hands messages to `send` while the window is open and it takes them. Gives back those that can't be sent:
+    /// expired, or larger than the broker's limit by the measure of `size`.
+    pub fn offer(
+        &mut self,
+        now: Instant,
+        size: impl Fn(&Message) -> usize,
+        mut send: impl FnMut(&Message) -> bool,
+    ) -> Vec<Gone> {
+        let mut gone = self.expire(now);
+        let Some(allowed) = self.allowed else { return gone };
+        let mut at = 0;
+        while self.window_used() < allowed.window
+            && let Some(entry) = self.waiting.get(at)
+        {
+            if entry.not_before.is_some_and(|earliest| earliest > now) {
+                at += 1;
+                continue;
+            }
+            let limit = allowed.packet_bytes.filter(|limit| size(&entry.message) > *limit as usize);
+            if limit.is_none() && !send(&entry.message) {
+                break;
+            }
+            let Some(entry) = self.waiting.remove(at) else { break };
+            match limit {
+                Some(limit) => gone.push(entry.gone(End::TooLarge(limit))),
+                None => {
+                    self.flying.push_back(Flight { number: self.next, packet: None, since: now, entry });
+                    self.next += 1;
+                }
+            }
+        }
+        gone
+    }
+
+    /// The library gave a packet id to the oldest message that has none: it takes them in the order of [`Self::offer`].
+    pub fn sent(&mut self, packet: u16) {
+        if let Some(flight) = self.flying.iter_mut().find(|flight| flight.packet.is_none()) {
+            flight.packet = Some(packet);
+        }
+    }
+
+    /// The broker's word on a packet.
+    pub fn receipt(&mut self, packet: u16, receipt: Receipt, now: Instant) -> Option<Gone> {
+        let at = self.flying.iter().position(|flight| flight.packet == Some(packet))?;
+        let mut entry = self.flying.remove(at)?.entry;
+        match receipt {
+            Receipt::Taken => Some(entry.gone(End::Taken)),
+            Receipt::Never(reason) => Some(entry.gone(End::Refused(reason))),
+            Receipt::NotNow(reason) => match RETRIES.get(entry.refusals) {
+                None => Some(entry.gone(End::Refused(reason))),
+                Some(wait) => {
+                    entry.refusals += 1;
+                    entry.not_before = Some(now + *wait);
+                    self.wait_again(entry);
+                    None
+                }
+            },
+        }
+    }
+
+    /// Takes out what is of no use any more. What is in flight stays: it may have arrived.
+    fn expire(&mut self, now: Instant) -> Vec<Gone> {
+        let over = |entry: &Entry| entry.message.expires.is_some_and(|at| at <= now);
+        if !self.waiting.iter().any(over) {
+            return Vec::new();
+        }
+        let (gone, waiting) = std::mem::take(&mut self.waiting).into_iter().partition::<Vec<_>, _>(over);
+        self.waiting = waiting.into();
+        gone.into_iter().map(|entry| entry.gone(End::Expired)).collect()
+    }
+
+    /// When [`Self::offer`] has something to do that nobody else would announce.
+    #[must_use]
+    pub fn due(&self, now: Instant) -> Option<Instant> {
+        let retry = |entry: &Entry| entry.not_before.filter(|_| self.allowed.is_some());
+        let instants = self.waiting.iter().flat_map(|entry| [entry.message.expires, retry(entry)]);
+        // An instant in the past has had its turn, and now waits for the window: that opens with an event.
+        instants.flatten().filter(|at| *at > now).min()
+    }
+
+    /// Since when the oldest message has been without the broker's word.
+    #[must_use]
+    pub fn silent_since(&self) -> Option<Instant> {
+        self.flying.front().map(|flight| flight.since)
+    }
+
+    /// Messages that the broker has not acknowledged.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.waiting.len() + self.flying.len()
+    }
+
+    /// Whether the broker has everything.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.waiting.is_empty() && self.flying.is_empty()
+    }
+
+    fn window_used(&self) -> u64 {
+        self.flying.front().map_or(0, |oldest| self.next - oldest.number)
+    }
+
+    /// Back to the front, unless a later word on the same topic already waits.
+    fn wait_again(&mut self, entry: Entry) {
+        let superseded = entry.kind == Kind::Latest
+            && self
+                .waiting
+                .iter()
+                .any(|other| other.kind == Kind::Latest && other.message.topic == entry.message.topic);
+        if !superseded {
+            self.waiting.push_front(entry);
+        }
+    }
+
+    fn drop_superseded(&mut self, kind: Kind, message: &Message) {
+        if matches!(kind, Kind::Latest | Kind::Farewell) {
+            self.waiting.retain(|other| other.kind != Kind::Latest || other.message.topic != message.topic);
+        }
+    }
+}
+
+impl Entry {
+    fn gone(self, end: End) -> Gone {
+        Gone { kind: self.kind, end, message: self.message }
+    }
+}
+
+#[cfg(test)]
+#[path = "outbox/tests.rs"]
+mod tests;

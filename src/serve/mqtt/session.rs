@@ -1,0 +1,451 @@
+//! The state of the MQTT way in, all of it owned by one task: the outbox, the deliveries to acknowledge, the jobs that
+//! run and the answers kept for repeats. [`intake`] is what comes from the broker; here is what goes to it.
+//!
+//! A job lives from its delivery until the broker has its final. Only then is its delivery acknowledged and the key
+//! marked as answered.
+
+use std::{
+    collections::HashMap,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use futures_util::{StreamExt as _, future::BoxFuture, stream::FuturesUnordered};
+
+use super::{
+    Mqtt,
+    acks::{Acks, Delivery},
+    answers::{Answers, Pending},
+    codec::Format,
+    connection::{self, Event},
+    counts::Counts,
+    link::{Link, LinkEvent},
+    message::{Allowed, Message, Qos},
+    outbox::{End, Gone, Kind, Outbox},
+    reply::{self, ReplyTo},
+    topics::Topics,
+};
+use crate::{
+    config::PublishFormat,
+    dispatch,
+    request::{
+        ErrorCode, Outcome, RequestError,
+        dedupe::{self, Dedupe, Key},
+    },
+    status::StatusBoard,
+    telemetry::metrics::Metrics,
+    wire::v1,
+};
+
+mod intake;
+
+/// Memory of answered requests: large enough for a device that comes back after a day, small beside the daemon's 25 MB.
+const SEEN: dedupe::Bounds = dedupe::Bounds { entries: 4096, bytes: 4 * 1024 * 1024, age: Duration::from_secs(86_400) };
+/// Messages that may wait before status replies and telemetry are dropped.
+const OPTIONAL_ROOM: usize = 256;
+/// A broker that leaves a message without its PUBACK for this long has lost it.
+const RECEIPT_LIMIT: Duration = Duration::from_secs(60);
+
+/// The state.
+pub struct Session<A: Answers> {
+    mqtt: Mqtt,
+    topics: Topics,
+    answers: A,
+    board: StatusBoard,
+    metrics: Arc<Metrics>,
+    counts: Counts,
+    link: Link,
+    /// What the broker of the present connection allows.
+    allowed: Option<Allowed>,
+    outbox: Outbox,
+    acks: Acks,
+    seen: Dedupe<Message>,
+    jobs: HashMap<u64, Job>,
+    running: FuturesUnordered<BoxFuture<'static, Step<A::Ticket>>>,
+    next_job: u64,
+    availability: &'static str,
+    published_state: Option<v1::Status>,
+    reported: Option<v1::Mqtt>,
+    parted: bool,
+    left: bool,
+}
+
+/// A request between its delivery and the broker's word on its final.
+struct Job {
+    reply: ReplyTo,
+    /// The id as the final gives it, or the client's own until then.
+    id: String,
+    /// `None`: its answer is not kept.
+    key: Option<Key>,
+    /// Deliveries that its final answers: repeats join.
+    deliveries: Vec<Delivery>,
+    /// Whether it was accepted; a refused one may come again.
+    accepted: bool,
+    /// Whether its final has already given way to a smaller one.
+    replaced: bool,
+}
+
+/// What a running future brings.
+pub enum Step<T> {
+    /// A piece of an answer, and the ticket for the rest.
+    Chunk(u64, T, v1::Chunk),
+    /// The one outcome.
+    Final(u64, Box<v1::Final>),
+    /// Not accepted; the dispatcher has counted and logged it.
+    Refused(u64, RequestError),
+    /// What became of a cancel: whether there was such a request.
+    Cancelled(ReplyTo, String, bool),
+}
+
+/// Waits for the next event of an accepted request.
+async fn advance<T: Pending>(job: u64, mut ticket: T) -> Step<T> {
+    match ticket.next().await {
+        Some(dispatch::Event::Chunk(chunk)) => Step::Chunk(job, ticket, chunk),
+        Some(dispatch::Event::Final(last)) => Step::Final(job, last),
+        None => Step::Refused(job, RequestError::new(ErrorCode::Internal, "the request ended without an outcome")),
+    }
+}
+
+impl<A: Answers> Session<A> {
+    /// A session that is not connected yet.
+    pub fn new(mqtt: Mqtt, answers: A, board: StatusBoard, metrics: Arc<Metrics>) -> Self {
+        let topics = Topics::new(&mqtt.node);
+        let counts = mqtt.counts.clone();
+        Self {
+            link: Link::new(mqtt.settings(&topics), counts.clone()),
+            topics,
+            mqtt,
+            answers,
+            board,
+            metrics,
+            counts,
+            allowed: None,
+            outbox: Outbox::new(OPTIONAL_ROOM),
+            acks: Acks::default(),
+            seen: Dedupe::new(SEEN),
+            jobs: HashMap::new(),
+            running: FuturesUnordered::new(),
+            next_job: 0,
+            availability: "online",
+            published_state: None,
+            reported: None,
+            parted: false,
+            left: false,
+        }
+    }
+
+    /// The next thing that happens: on the link or to a running request. Cancel-safe.
+    pub async fn next(&mut self) -> Happening<A::Ticket> {
+        tokio::select! {
+            event = self.link.next() => Happening::Link(event),
+            Some(step) = self.running.next() => Happening::Step(step),
+        }
+    }
+
+    /// Takes note of it.
+    pub fn handle(&mut self, happening: Happening<A::Ticket>, now: Instant) {
+        match happening {
+            Happening::Link(LinkEvent::Down) => self.down(),
+            Happening::Link(LinkEvent::Connection(event)) => self.connection_event(event, now),
+            Happening::Step(step) => self.step(step, now),
+        }
+    }
+
+    /// Sends what can be sent.
+    pub fn flush(&mut self, now: Instant) {
+        if self.outbox.silent_since().is_some_and(|since| now.saturating_duration_since(since) >= RECEIPT_LIMIT) {
+            self.link.give_up(RECEIPT_LIMIT);
+            self.down();
+        }
+        loop {
+            let link = &self.link;
+            let gone = self.outbox.offer(now, connection::packet_bytes, |message| link.publish(message).is_ok());
+            if gone.is_empty() {
+                break;
+            }
+            gone.into_iter().for_each(|gone| self.gone(gone, now));
+        }
+        let link = &self.link;
+        self.acks.release(|packet| link.acknowledge(packet).is_ok());
+        self.report();
+    }
+
+    /// When [`Self::flush`] is due even if nothing happens.
+    pub fn due(&self, now: Instant) -> Option<Instant> {
+        let receipt = self.outbox.silent_since().map(|since| since + RECEIPT_LIMIT);
+        self.outbox.due(now).into_iter().chain(receipt).min()
+    }
+
+    /// Whether the broker can be reached.
+    pub fn is_up(&self) -> bool {
+        self.link.is_up()
+    }
+
+    /// Whether every request has been answered and the broker has all of it.
+    pub fn is_idle(&self) -> bool {
+        self.running.is_empty() && self.outbox.is_empty()
+    }
+
+    /// Announces what we are up to.
+    pub fn announce(&mut self, availability: &'static str) {
+        self.availability = availability;
+        if self.is_up() {
+            self.push_latest(self.availability_message());
+        }
+    }
+
+    /// The last word: `stopped`, before everything that still waits.
+    pub fn say_farewell(&mut self) {
+        self.availability = "stopped";
+        self.outbox.push_first(Kind::Farewell, std::iter::once(self.availability_message()));
+    }
+
+    /// Whether the broker has our last word.
+    pub fn has_parted(&self) -> bool {
+        self.parted
+    }
+
+    /// Ends the connection in good order, so that the will is not published.
+    pub fn leave(&mut self) {
+        // Without room for the DISCONNECT the caller's time limit ends it.
+        self.left = self.link.leave().is_err();
+    }
+
+    /// Whether the connection is over.
+    pub fn has_left(&self) -> bool {
+        self.left
+    }
+
+    /// Publishes the state where it differs from what was published.
+    pub fn publish_state(&mut self) {
+        let state = published(self.board.get());
+        if self.is_up() && self.published_state.as_ref() != Some(&state) {
+            let message = self.own_message(self.topics.state(), &state, true);
+            self.published_state = Some(state);
+            self.push_latest(message);
+        }
+    }
+
+    /// Publishes a snapshot.
+    pub fn publish_telemetry(&mut self, telemetry: &v1::Telemetry) {
+        let message = self.own_message(self.topics.telemetry(), telemetry, false);
+        if self.mqtt.telemetry.qos == 0 {
+            self.publish_at_once(Message { qos: Qos::AtMostOnce, ..message });
+        } else {
+            self.push_optional(message);
+        }
+    }
+
+    fn connection_event(&mut self, event: Event, now: Instant) {
+        match event {
+            Event::Up(allowed) => self.up(allowed),
+            Event::Incoming(message) => self.arrive(message, now),
+            Event::Sent(packet) => self.outbox.sent(packet),
+            Event::Receipt(packet, receipt) => {
+                if let Some(gone) = self.outbox.receipt(packet, receipt, now) {
+                    self.gone(gone, now);
+                }
+            }
+            Event::Progress => {}
+            Event::Left => self.left = true,
+        }
+    }
+
+    fn up(&mut self, allowed: Allowed) {
+        self.allowed = Some(allowed);
+        self.outbox.connected(allowed);
+        let state = published(self.board.get());
+        let births = [
+            self.availability_message(),
+            self.own_message(self.topics.info(), &self.mqtt.info(), true),
+            self.own_message(self.topics.state(), &state, true),
+        ];
+        self.published_state = Some(state);
+        self.outbox.push_first(Kind::Latest, births.into_iter());
+    }
+
+    fn down(&mut self) {
+        self.allowed = None;
+        self.outbox.disconnected();
+        self.acks.reset();
+    }
+
+    fn step(&mut self, step: Step<A::Ticket>, now: Instant) {
+        match step {
+            Step::Chunk(job, ticket, chunk) => {
+                if let Some(message) = self.jobs.get(&job).map(|job| job.reply.chunk(chunk, now)) {
+                    self.publish_at_once(message);
+                }
+                self.running.push(Box::pin(advance(job, ticket)));
+            }
+            Step::Final(number, last) => {
+                if let Some(job) = self.jobs.get_mut(&number) {
+                    job.accepted = true;
+                    job.id.clone_from(&last.id);
+                    let message = job.reply.last(*last, now);
+                    self.push_answer(number, message);
+                }
+            }
+            Step::Refused(number, error) => {
+                if let Some(job) = self.jobs.get(&number) {
+                    let message = job.reply.refused(&job.id, &self.mqtt.node, &error, now);
+                    self.push_answer(number, message);
+                }
+            }
+            Step::Cancelled(reply, id, found) => self.push_optional(reply.cancel(id, found, now)),
+        }
+    }
+
+    /// A message has left the outbox, one way or another.
+    fn gone(&mut self, gone: Gone, now: Instant) {
+        let topic = gone.message.topic.as_str();
+        match gone.end {
+            End::Taken => {}
+            End::Expired => {
+                self.counts.expired_messages.inc();
+                log::warn!(target: "temperd::mqtt", topic; "message expired before the broker took it");
+            }
+            End::Refused(reason) => {
+                self.counts.refused_messages.inc();
+                log::error!(target: "temperd::mqtt", topic, reason; "the broker refuses a message: it is given up");
+            }
+            End::TooLarge(limit) => {
+                self.counts.oversized_messages.inc();
+                log::error!(
+                    target: "temperd::mqtt", topic, limit, bytes = gone.message.payload.len();
+                    "message is larger than the broker takes; raise the broker's limit or ask for shorter answers"
+                );
+            }
+        }
+        match (gone.kind, gone.end) {
+            (Kind::Farewell, _) => self.parted = true,
+            (Kind::Answer(number), End::TooLarge(limit)) => self.replace(number, gone.message, limit, now),
+            (Kind::Answer(number), _) => self.finish(number, gone.message, now),
+            _ => {}
+        }
+    }
+
+    /// Tells the device of an answer that does not fit through the broker; once, and then no more of it.
+    fn replace(&mut self, number: u64, message: Message, limit: u32, now: Instant) {
+        let bytes = message.payload.len();
+        let Some(job) = self.jobs.get_mut(&number).filter(|job| !job.replaced) else {
+            self.finish(number, message, now);
+            return;
+        };
+        job.replaced = true;
+        let text =
+            format!("the answer has {bytes} bytes, the broker takes packets of {limit}; ask for max_reply_bytes");
+        let error = RequestError::new(ErrorCode::PayloadTooLarge, text).with_numbers(limit as usize, bytes);
+        let last = v1::Final {
+            id: job.id.clone(),
+            node: self.mqtt.node.clone(),
+            outcome: Outcome::Failed.as_str().into(),
+            error: Some(error.to_wire()),
+            ..v1::Final::default()
+        };
+        let message = job.reply.last(last, now);
+        self.push_answer(number, message);
+    }
+
+    /// The broker has the final, or never will: the request itself can be acknowledged.
+    fn finish(&mut self, number: u64, message: Message, now: Instant) {
+        let Some(job) = self.jobs.remove(&number) else { return };
+        job.deliveries.iter().for_each(|delivery| self.acks.answered(*delivery));
+        match job.key {
+            Some(key) if job.accepted => {
+                let size = message.payload.len() + message.topic.len();
+                self.seen.finish(key, number, message, size, now);
+            }
+            Some(key) => self.seen.forget(&key, number),
+            None => {}
+        }
+    }
+
+    fn availability_message(&self) -> Message {
+        availability_message(&self.topics, self.availability)
+    }
+
+    /// Something about ourselves, in the configured form.
+    fn own_message<M: prost::Message + serde::Serialize>(&self, topic: String, body: &M, retain: bool) -> Message {
+        let format = match self.mqtt.telemetry.format {
+            PublishFormat::Json => Format::Json,
+            PublishFormat::Protobuf => Format::Protobuf,
+        };
+        Message {
+            topic,
+            payload: reply::encode(format, body).into(),
+            qos: Qos::AtLeastOnce,
+            retain,
+            content_type: format.content_type(),
+            utf8: format.is_utf8(),
+            correlation: None,
+            user: Vec::new(),
+            expires: None,
+        }
+    }
+
+    fn push_answer(&mut self, job: u64, message: Message) {
+        // Answers always find room: there are no more of them than jobs.
+        let _room = self.outbox.push(Kind::Answer(job), message);
+    }
+
+    fn push_latest(&mut self, message: Message) {
+        let _room = self.outbox.push(Kind::Latest, message);
+    }
+
+    fn push_optional(&mut self, message: Message) {
+        if !self.outbox.push(Kind::Optional, message) {
+            self.counts.dropped_messages.inc();
+        }
+    }
+
+    /// At QoS 0: now or never.
+    fn publish_at_once(&self, message: Message) {
+        let limit = self.allowed.and_then(|allowed| allowed.packet_bytes);
+        let fits = limit.is_none_or(|limit| connection::packet_bytes(&message) <= limit as usize);
+        if !fits || self.link.publish(&message).is_err() {
+            self.counts.dropped_messages.inc();
+        }
+    }
+
+    fn report(&mut self) {
+        let state = if self.link.is_up() { "connected" } else { "connecting" };
+        self.metrics.mqtt_outbox(self.outbox.len());
+        let mqtt = v1::Mqtt { state: state.into(), outbox: u32::try_from(self.outbox.len()).unwrap_or(u32::MAX) };
+        if self.reported.as_ref() != Some(&mqtt) {
+            self.board.update(|status| status.mqtt = Some(mqtt.clone()));
+            self.reported = Some(mqtt);
+        }
+    }
+}
+
+/// What [`Session::next`] brings.
+pub enum Happening<T> {
+    /// On the link to the broker.
+    Link(LinkEvent),
+    /// To a running request.
+    Step(Step<T>),
+}
+
+/// The status as it is retained: without what changes with every request.
+fn published(mut status: v1::Status) -> v1::Status {
+    status.queue = None;
+    status.running = None;
+    status.mqtt = Some(v1::Mqtt { state: "connected".into(), outbox: 0 });
+    status
+}
+
+/// The retained word on whether we are there; also the form of the will.
+pub fn availability_message(topics: &Topics, word: &'static str) -> Message {
+    Message {
+        topic: topics.availability(),
+        payload: word.into(),
+        qos: Qos::AtLeastOnce,
+        retain: true,
+        content_type: Format::Text.content_type(),
+        utf8: true,
+        correlation: None,
+        user: Vec::new(),
+        expires: None,
+    }
+}

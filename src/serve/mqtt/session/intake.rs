@@ -1,0 +1,209 @@
+//! From a delivery to a running job, or to its refusal.
+//!
+//! A request without correlation data and id has no mark. A repeat of it by its sender is a new question; but what the
+//! broker sends again after a lost connection (DUP flag) joins the job that runs, or is acknowledged without a word
+//! where the broker already has its answer.
+
+use std::time::Instant;
+
+use super::{Job, Session, Step, advance};
+use crate::{
+    request::{
+        ErrorCode, Request, RequestError, WayIn,
+        dedupe::{Fingerprint, Key, Mark, Verdict},
+    },
+    serve::mqtt::{
+        acks::Delivery,
+        answers::Answers,
+        codec::{self, Asked, Format, Rejected, Rules},
+        message::{Incoming, Message},
+        reply::ReplyTo,
+        topics::{self, Target},
+    },
+};
+
+impl<A: Answers> Session<A> {
+    pub(super) fn arrive(&mut self, message: Incoming, now: Instant) {
+        let target = self.topics.parse(&message.topic).filter(|_| !message.retained);
+        if target.as_ref().is_some_and(|target| target.op.is_job()) && self.is_overrun(message.packet.is_some()) {
+            // Not acknowledged: at QoS 1 the broker delivers it again on the next connection.
+            self.ignore("more requests than this connection may hold");
+            return;
+        }
+        let delivery = message.packet.map(|packet| self.acks.arrived(packet));
+        let Some(target) = target else {
+            self.ignore("retained, or not a request topic of this node");
+            self.acknowledge(delivery);
+            return;
+        };
+        let (format, known) = match Format::of(message.content_type.as_deref(), &message.payload) {
+            Ok(format) => (format, true),
+            Err(format) => (format, false),
+        };
+        let (topic, allowed) = self.response_topic(&target, message.response_topic.as_deref());
+        let reply = ReplyTo {
+            topic,
+            format,
+            correlation: message.correlation.clone(),
+            expires: message.expiry.map(|life| now + life),
+            max_bytes: None,
+        };
+        let rules = Rules { bounds: &self.mqtt.bounds, raw_prompt: self.mqtt.config.raw_prompt, node: &self.mqtt.node };
+        let asked = match (allowed, known) {
+            (Err(error), _) => Err(error),
+            (Ok(()), false) => Err(RequestError::invalid(
+                "content type",
+                format_args!("must be one of {} or absent", Format::CONTENT_TYPES.join(", ")),
+            )),
+            (Ok(()), true) => Ok(()),
+        }
+        .map_err(|error| Rejected { id: codec::id_of(format, &message.payload), error })
+        .and_then(|()| codec::decode(&target, format, &message.payload, rules));
+        match asked {
+            Err(Rejected { id, error }) => self.refuse(reply, id, &error, delivery, now),
+            Ok(Asked::Status) => {
+                let status = self.board.get();
+                self.push_optional(reply.status(&status, now));
+                self.acknowledge(delivery);
+            }
+            Ok(Asked::Cancel(id)) => {
+                self.acknowledge(delivery);
+                self.cancel(&target, reply, id);
+            }
+            Ok(Asked::Job(request)) => self.take(*request, &target, reply, &message, delivery, now),
+        }
+    }
+
+    /// Where the answer goes, and whether the request's own wish is granted; if not, the refusal goes to the default.
+    fn response_topic(&self, target: &Target, wish: Option<&str>) -> (String, Result<(), RequestError>) {
+        let default = || self.topics.response(target);
+        match wish.filter(|wish| !wish.is_empty()) {
+            None => (default(), Ok(())),
+            Some(wish) => match topics::check_response(wish, target, &self.mqtt.config.response_topics) {
+                Ok(()) => (wish.to_owned(), Ok(())),
+                Err(error) => (default(), Err(error)),
+            },
+        }
+    }
+
+    /// Runs a request, unless it is a repeat.
+    fn take(
+        &mut self,
+        mut request: Request,
+        target: &Target,
+        mut reply: ReplyTo,
+        message: &Incoming,
+        delivery: Option<Delivery>,
+        now: Instant,
+    ) {
+        reply.max_bytes = request.max_reply_bytes;
+        let fingerprint = Fingerprint::of(reply.format.content_type(), &message.payload);
+        let mark = match &message.correlation {
+            Some(data) => Mark::Correlation(data),
+            None if request.id.is_empty() => Mark::Payload(fingerprint),
+            None => Mark::Id(&request.id),
+        };
+        let marked = !matches!(mark, Mark::Payload(_));
+        let key = Key::new(target.op.as_str(), &request.client, &reply.topic, mark);
+        let verdict = if marked || message.again { self.seen.look(&key, fingerprint, now) } else { Verdict::New };
+        match verdict {
+            Verdict::Running(number) if self.jobs.contains_key(&number) => {
+                self.counts.repeats.inc();
+                if let Some(job) = self.jobs.get_mut(&number) {
+                    job.deliveries.extend(delivery);
+                }
+            }
+            Verdict::New | Verdict::Running(_) => {
+                request.deadline = [request.deadline, message.expiry].into_iter().flatten().min();
+                let number = self.open(reply, request.id.clone(), Some(key), delivery);
+                self.seen.start(key, fingerprint, number);
+                let answers = self.answers.clone();
+                self.running.push(Box::pin(async move {
+                    match answers.submit(request).await {
+                        Ok(ticket) => advance(number, ticket).await,
+                        Err(error) => Step::Refused(number, error),
+                    }
+                }));
+            }
+            Verdict::Answered(_) if !marked => {
+                self.counts.repeats.inc();
+                self.acknowledge(delivery);
+            }
+            Verdict::Answered(Some(kept)) => {
+                self.counts.repeats.inc();
+                let message = Message { expires: reply.lives_until(now), ..kept.clone() };
+                let number = self.open(reply, request.id, None, delivery);
+                self.push_answer(number, message);
+            }
+            Verdict::Answered(None) => {
+                let text = "this request was answered, and its answer is no longer kept; ask anew with another mark";
+                let error = RequestError::new(ErrorCode::AlreadyAnswered, text);
+                self.refuse(reply, request.id, &error, delivery, now);
+            }
+            Verdict::Conflict => {
+                let text = "another request with the same correlation data or id but another payload is known; \
+                            use a new one for every question";
+                let error = RequestError::new(ErrorCode::IdConflict, text);
+                self.refuse(reply, request.id, &error, delivery, now);
+            }
+        }
+    }
+
+    /// Refuses what the dispatcher never sees.
+    fn refuse(&mut self, reply: ReplyTo, id: String, error: &RequestError, delivery: Option<Delivery>, now: Instant) {
+        self.metrics.refused(WayIn::Mqtt, error.code);
+        log::info!(target: "temperd::mqtt", code = error.code.as_str(); "request refused");
+        if !topics::is_clean(&reply.topic) || reply.topic.len() > topics::TOPIC_BYTES {
+            // A client segment that no broker would take back in a topic: nobody can be told.
+            self.acknowledge(delivery);
+            return;
+        }
+        let message = reply.refused(&id, &self.mqtt.node, error, now);
+        let number = self.open(reply, id, None, delivery);
+        self.push_answer(number, message);
+    }
+
+    fn cancel(&mut self, target: &Target, reply: ReplyTo, id: String) {
+        // The segment was checked when the request was read.
+        let Ok(client) = target.client() else { return };
+        let answers = self.answers.clone();
+        if self.running.len() >= self.most_jobs() * 4 {
+            self.ignore("more cancels than can be held");
+            return;
+        }
+        self.running.push(Box::pin(async move {
+            let found = answers.cancel(&client, &id).await;
+            Step::Cancelled(reply, id, found)
+        }));
+    }
+
+    fn open(&mut self, reply: ReplyTo, id: String, key: Option<Key>, delivery: Option<Delivery>) -> u64 {
+        let number = self.next_job;
+        self.next_job += 1;
+        let deliveries = delivery.into_iter().collect();
+        self.jobs.insert(number, Job { reply, id, key, deliveries, accepted: false, replaced: false });
+        number
+    }
+
+    fn acknowledge(&mut self, delivery: Option<Delivery>) {
+        if let Some(delivery) = delivery {
+            self.acks.answered(delivery);
+        }
+    }
+
+    /// Receive Maximum bounds what comes at QoS 1 on one connection. QoS 0 is bounded here, and so are jobs that pile
+    /// up over many connections to a broker that never takes their answers.
+    fn is_overrun(&self, acknowledged: bool) -> bool {
+        let share = if acknowledged { 3 } else { 1 };
+        self.jobs.len() >= self.most_jobs() * share
+    }
+
+    fn most_jobs(&self) -> usize {
+        usize::from(self.mqtt.receive_maximum())
+    }
+
+    fn ignore(&self, reason: &'static str) {
+        self.counts.ignored_requests.inc();
+        log::warn!(target: "temperd::mqtt", reason; "message ignored");
+    }
+}

@@ -1,0 +1,120 @@
+//! A real daemon with a real engine in a private folder, ended with the test.
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    process::{ExitStatus, Stdio},
+    time::Duration,
+};
+
+use tokio::{
+    io::{AsyncBufReadExt, BufReader, Lines},
+    process::{Child, ChildStdout, Command},
+};
+
+/// Longer than anything here takes on a loaded machine; a test that waits this long has failed.
+pub const PATIENCE: Duration = Duration::from_secs(120);
+
+/// The small real model.
+pub fn model() -> PathBuf {
+    std::env::var_os("TEMPERD_TEST_MODEL").map_or_else(
+        || Path::new(env!("CARGO_MANIFEST_DIR")).join("models/SmolLM2-135M-Instruct.Q4_1.gguf"),
+        PathBuf::from,
+    )
+}
+
+pub struct Daemon {
+    pub folder: tempfile::TempDir,
+    pub socket: PathBuf,
+    pub log: PathBuf,
+    child: Child,
+    out: Lines<BufReader<ChildStdout>>,
+}
+
+impl Daemon {
+    /// Starts with this TOML on top of the small model and a socket of its own, and waits until it can answer.
+    pub async fn ready(toml: &str) -> Self {
+        let mut daemon = Self::start(&model(), toml);
+        let line = daemon.line().await;
+        assert!(line.starts_with("temperd ready "), "{line}\n{}", daemon.log_text());
+        daemon
+    }
+
+    /// Starts without waiting, at a socket in a folder of its own.
+    pub fn start(model: &Path, toml: &str) -> Self {
+        let folder = tempfile::tempdir().expect("a folder");
+        let socket = folder.path().join("temperd.sock");
+        Self::start_at(model, toml, folder, socket)
+    }
+
+    /// Starts without waiting, at a socket elsewhere.
+    pub fn start_with_own_socket(model: &Path, toml: &str, socket: &Path) -> Self {
+        Self::start_at(model, toml, tempfile::tempdir().expect("a folder"), socket.into())
+    }
+
+    fn start_at(model: &Path, toml: &str, folder: tempfile::TempDir, socket: PathBuf) -> Self {
+        let config = folder.path().join("config.toml");
+        let log = folder.path().join("log");
+        fs::write(&config, toml).expect("written");
+        let mut child = Command::new(env!("CARGO_BIN_EXE_temperd"))
+            .arg("run")
+            .arg("--config")
+            .arg(&config)
+            .arg("--model")
+            .arg(model)
+            .arg("--socket")
+            .arg(&socket)
+            .arg("--node")
+            .arg("test")
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(fs::File::create(&log).expect("a log file"))
+            .kill_on_drop(true)
+            .spawn()
+            .expect("the daemon starts");
+        let out = BufReader::new(child.stdout.take().expect("piped")).lines();
+        Self { folder, socket, log, child, out }
+    }
+
+    /// The next line on standard output.
+    pub async fn line(&mut self) -> String {
+        let line = tokio::time::timeout(PATIENCE, self.out.next_line()).await;
+        match line {
+            Ok(Ok(Some(line))) => line,
+            other => panic!("no line from the daemon: {other:?}\n{}", self.log_text()),
+        }
+    }
+
+    pub fn log_text(&self) -> String {
+        fs::read_to_string(&self.log).unwrap_or_default()
+    }
+
+    pub fn pid(&self) -> u32 {
+        self.child.id().expect("it lives")
+    }
+
+    /// The engine: the daemon's only child.
+    pub fn engine_pid(&self) -> i32 {
+        let pid = self.pid();
+        let children = (fs::read_dir(format!("/proc/{pid}/task")).expect("it lives").flatten())
+            .filter_map(|task| fs::read_to_string(task.path().join("children")).ok())
+            .collect::<String>();
+        children.split_whitespace().next().and_then(|pid| pid.parse().ok()).expect("it has an engine")
+    }
+
+    pub fn signal(&self, signal: rustix::process::Signal) {
+        let pid = rustix::process::Pid::from_raw(self.pid().cast_signed()).expect("a pid");
+        rustix::process::kill_process(pid, signal).expect("signalled");
+    }
+
+    /// Waits for the end.
+    pub async fn ended(&mut self) -> ExitStatus {
+        tokio::time::timeout(PATIENCE, self.child.wait()).await.expect("it ends").expect("waited")
+    }
+
+    /// SIGTERM, and the end.
+    pub async fn stop(mut self) -> ExitStatus {
+        self.signal(rustix::process::Signal::TERM);
+        self.ended().await
+    }
+}

@@ -1,0 +1,6 @@
+//! What the integration tests share. Each test binary uses a part of it.
+#![allow(dead_code, reason = "each test binary uses a part of it")]
+
+pub mod daemon;
+pub mod http;
+pub mod mosquitto;

@@ -192,15 +192,14 @@ impl Bare {
     /// Tokens per second from the first token to the last.
     fn decode(&mut self, prompt: &str, tokens: usize) -> Result<f64> {
         let mut token = self.read(prompt)?;
-        let mut position = i32::try_from(self.model.vocab().tokenize(prompt.as_bytes(), false, false).len())?;
+        let first = i32::try_from(self.model.vocab().tokenize(prompt.as_bytes(), false, false).len())?;
         let mut batch = LlamaBatch::new(1, 1);
         let started = Instant::now();
-        for _ in 1..tokens {
+        for position in (first..).take(tokens - 1) {
             batch.clear();
             batch.add(token, position, &[0], true)?;
             self.context.decode(&mut batch)?;
             token = self.greedy(0);
-            position += 1;
         }
         #[allow(clippy::cast_precision_loss)]
         Ok((tokens - 1) as f64 / started.elapsed().as_secs_f64())

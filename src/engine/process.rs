@@ -48,6 +48,8 @@ impl EngineProcess {
             .stdin(Stdio::from(OwnedFd::from(theirs)))
             .stdout(Stdio::null())
             .stderr(Stdio::piped())
+            // Ctrl-C in a terminal goes to the whole group: the daemon drains, and needs its engine for that.
+            .process_group(0)
             .kill_on_drop(true)
             .spawn()?;
         if let Some(stderr) = child.stderr.take() {

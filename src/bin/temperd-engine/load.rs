@@ -19,6 +19,10 @@ use crate::{link::Link, log::Errors};
 /// Most sequences of one context (llama.cpp's `LLAMA_MAX_SEQ`).
 const MAX_SEQUENCES: u32 = 256;
 
+/// Largest context tried. llama.cpp fills its table of cells (about 50 bytes each) before it finds that the cells
+/// themselves do not fit.
+const MAX_CONTEXT: u32 = 1 << 24;
+
 /// Looks at the file before llama.cpp does, whose words for the common mistakes help nobody.
 ///
 /// # Errors
@@ -92,6 +96,9 @@ pub fn context<'model>(
 fn params(load: &Load) -> Result<LlamaContextParams, String> {
     if load.parallel == 0 || load.parallel > MAX_SEQUENCES {
         return Err(format!("parallel {} is not within 1 to {MAX_SEQUENCES}", load.parallel));
+    }
+    if load.context > MAX_CONTEXT {
+        return Err(format!("context {} is above {MAX_CONTEXT}", load.context));
     }
     if load.n_batch == 0 || load.n_ubatch == 0 {
         return Err("n_batch and n_ubatch must be at least 1".to_owned());

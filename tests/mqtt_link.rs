@@ -1,6 +1,6 @@
 //! What MQTT does when connections break, brokers restart and daemons die; against a real broker.
 
-#![allow(clippy::unwrap_used, reason = "a test may panic")]
+#![allow(clippy::unwrap_used, reason = "a helper of a test fails as the test does")]
 
 #[path = "support/mosquitto.rs"]
 mod mosquitto;
@@ -85,6 +85,28 @@ async fn an_answer_survives_the_restart_of_the_broker() {
     assert!(matches!(&asked.request.input, temperd::request::Input::Chat(turns) if turns[0].content == "and now?"));
     asked.answer("Still.").await;
     while device.next().await.payload != "Still." {}
+}
+
+/// What the broker delivers again is recognised even where its sender gave it no mark.
+#[tokio::test]
+async fn a_request_without_a_mark_does_not_run_twice_over_a_lost_connection() {
+    let mut broker = Mosquitto::start();
+    let mut node = Node::up(settings(broker.port())).await;
+    let mut device = lasting_device(&broker).await;
+    device.publish(&topic("request/chat/pump"), "ok?", PublishProperties::default()).await;
+    let asked = node.next().await;
+    broker.stop();
+    node.wait_for_state("connecting").await;
+    broker.run();
+    wait_until("delivery again", || node.counts.repeats.get() == 1).await;
+    let mut device = lasting_device(&broker).await;
+    device.subscribe(&topic("response/#")).await;
+    asked.answer("Yes.").await;
+    assert_eq!(device.next().await.payload, "Yes.");
+    // The same words from the sender are a new question.
+    device.publish(&topic("request/chat/pump"), "ok?", PublishProperties::default()).await;
+    node.next().await.answer("Yes again.").await;
+    assert_eq!(device.next().await.payload, "Yes again.");
 }
 
 #[tokio::test]

@@ -1,0 +1,238 @@
+//! An engine process at the other end of a socket pair, and the frames to drive it.
+
+use std::{
+    collections::HashMap,
+    os::{fd::OwnedFd, unix::net::UnixStream},
+    path::{Path, PathBuf},
+    process::{Child, Command, Stdio},
+    time::Duration,
+};
+
+use temperd::{
+    engine::frames,
+    wire::engine::{
+        FromEngine, Hello, Load, Log, Ready, Sampling, Segment, SequenceOutput, Start, ToEngine, TokenInfo, Tokenise,
+        Tokenised, Vocabulary, from_engine, to_engine,
+    },
+};
+
+/// Ends a test that waits for a frame that never comes; far above any real wait.
+const STUCK: Duration = Duration::from_secs(120);
+
+pub const CONTEXT: u32 = 2048;
+pub const PARALLEL: u32 = 8;
+
+/// An engine process, killed when dropped.
+pub struct Engine {
+    pub process: Child,
+    pub socket: UnixStream,
+    pub outputs: Vec<SequenceOutput>,
+    pub logs: Vec<Log>,
+    pub tokenised: HashMap<u64, Tokenised>,
+}
+
+/// What came of a sequence.
+#[derive(Debug, Default)]
+pub struct Answer {
+    pub tokens: Vec<u32>,
+    pub pieces: Vec<String>,
+    pub logprobs: Vec<TokenInfo>,
+    pub reason: String,
+    pub error: Option<String>,
+}
+
+impl Answer {
+    pub fn text(&self) -> String {
+        self.pieces.concat()
+    }
+}
+
+impl Engine {
+    /// An engine that has greeted and has been greeted.
+    pub fn new() -> Self {
+        let mut engine = Self::silent();
+        engine.send(hello(frames::PROTOCOL));
+        engine
+    }
+
+    pub fn silent() -> Self {
+        let (socket, theirs) = UnixStream::pair().expect("a socket pair");
+        socket.set_read_timeout(Some(STUCK)).expect("a time-out");
+        let process = Command::new(env!("CARGO_BIN_EXE_temperd-engine"))
+            .stdin(Stdio::from(OwnedFd::from(theirs)))
+            .spawn()
+            .expect("the engine starts");
+        let mut engine = Self { process, socket, outputs: Vec::new(), logs: Vec::new(), tokenised: HashMap::new() };
+        match engine.next() {
+            from_engine::Frame::Hello(hello) => {
+                assert_eq!((hello.protocol, hello.build.as_str()), (frames::PROTOCOL, frames::BUILD));
+                assert_eq!(hello.flavour, "cpu");
+            }
+            other => panic!("the first frame is {other:?}"),
+        }
+        engine
+    }
+
+    /// An engine with the model loaded, the vocabulary and what came to be.
+    pub fn loaded() -> (Self, Vocabulary, Ready) {
+        let mut engine = Self::new();
+        engine.send(to_engine::Frame::Load(load(&model())));
+        let vocabulary = match engine.next_but_logs() {
+            from_engine::Frame::Vocabulary(vocabulary) => vocabulary,
+            other => panic!("before Vocabulary came {other:?}"),
+        };
+        let ready = loop {
+            match engine.next_but_logs() {
+                from_engine::Frame::Ready(ready) => break ready,
+                from_engine::Frame::Loading(loading) => assert!((0.0..=1.0).contains(&loading.progress)),
+                other => panic!("before Ready came {other:?}"),
+            }
+        };
+        (engine, vocabulary, ready)
+    }
+
+    pub fn send(&mut self, frame: to_engine::Frame) {
+        frames::write(&mut self.socket, &ToEngine { frame: Some(frame) }).expect("the engine reads");
+    }
+
+    pub fn next(&mut self) -> from_engine::Frame {
+        let frame: Option<FromEngine> = frames::read(&mut self.socket).expect("a frame within the time-out");
+        frame.expect("the engine lives").frame.expect("a known frame")
+    }
+
+    pub fn next_but_logs(&mut self) -> from_engine::Frame {
+        loop {
+            match self.next() {
+                from_engine::Frame::Log(log) => self.logs.push(log),
+                from_engine::Frame::Heartbeat(_) => {}
+                other => return other,
+            }
+        }
+    }
+
+    /// Reads one frame of a loaded engine and keeps what it brings.
+    pub fn read(&mut self) {
+        match self.next_but_logs() {
+            from_engine::Frame::Step(step) => self.outputs.extend(step.outputs),
+            from_engine::Frame::Tokenised(tokenised) => {
+                self.tokenised.insert(tokenised.id, tokenised);
+            }
+            other => panic!("unexpected {other:?}"),
+        }
+    }
+
+    pub fn tokenise(&mut self, text: &str, special: bool) -> Vec<u32> {
+        let segments = vec![Segment { text: text.to_owned(), special }];
+        self.tokenise_all(segments, false)
+    }
+
+    pub fn tokenise_all(&mut self, segments: Vec<Segment>, add_bos: bool) -> Vec<u32> {
+        let id = 1_000_000 + self.tokenised.len() as u64;
+        self.send(to_engine::Frame::Tokenise(Tokenise { id, segments, add_bos }));
+        while !self.tokenised.contains_key(&id) {
+            self.read();
+        }
+        let tokenised = &self.tokenised[&id];
+        assert_eq!(tokenised.error, None);
+        tokenised.tokens.clone()
+    }
+
+    /// A prompt in the model's chat form.
+    pub fn chat(&mut self, question: &str) -> Vec<u32> {
+        let text = format!("<|im_start|>user\n{question}<|im_end|>\n<|im_start|>assistant\n");
+        self.tokenise(&text, true)
+    }
+
+    pub fn start(&mut self, start: Start) {
+        self.send(to_engine::Frame::Start(start));
+    }
+
+    /// Reads until the sequence has finished.
+    pub fn finish(&mut self, sequence: u64) -> Answer {
+        let done = |outputs: &[SequenceOutput]| {
+            outputs.iter().any(|output| output.sequence == sequence && output.finished.is_some())
+        };
+        while !done(&self.outputs) {
+            self.read();
+        }
+        let mut answer = Answer::default();
+        for output in self.outputs.extract_if(.., |output| output.sequence == sequence) {
+            assert_eq!(answer.reason, "", "output after the end");
+            answer.tokens.extend(output.tokens);
+            answer.pieces.push(output.text);
+            answer.logprobs.extend(output.logprobs);
+            if let Some(finished) = output.finished {
+                answer.reason = finished.reason;
+                answer.error = finished.error;
+            }
+        }
+        answer
+    }
+
+    pub fn answer(&mut self, start: Start) -> Answer {
+        let sequence = start.sequence;
+        self.start(start);
+        self.finish(sequence)
+    }
+
+    pub fn load_failure(&mut self, path: &Path) -> String {
+        self.send(to_engine::Frame::Load(load(path)));
+        loop {
+            match self.next_but_logs() {
+                from_engine::Frame::LoadFailed(failed) => return failed.message,
+                from_engine::Frame::Vocabulary(_) | from_engine::Frame::Loading(_) => {}
+                other => panic!("before LoadFailed came {other:?}"),
+            }
+        }
+    }
+
+    /// Reads until the engine closes its end, and waits for its exit code.
+    pub fn ended(&mut self) -> Option<i32> {
+        while let Ok(Some(_)) = frames::read::<FromEngine>(&mut self.socket) {}
+        self.process.wait().expect("a child of ours").code()
+    }
+}
+
+impl Drop for Engine {
+    fn drop(&mut self) {
+        let _ = self.process.kill();
+        let _ = self.process.wait();
+    }
+}
+
+pub fn model() -> PathBuf {
+    let default = concat!(env!("CARGO_MANIFEST_DIR"), "/models/SmolLM2-135M-Instruct.Q4_1.gguf");
+    let path = std::env::var_os("TEMPERD_TEST_MODEL").map_or_else(|| PathBuf::from(default), PathBuf::from);
+    assert!(path.exists(), "no model at {}: run scripts/fetch-model or set TEMPERD_TEST_MODEL", path.display());
+    path
+}
+
+pub fn hello(protocol: u32) -> to_engine::Frame {
+    to_engine::Frame::Hello(Hello { protocol, build: frames::BUILD.to_owned(), flavour: String::new() })
+}
+
+pub fn load(path: &Path) -> Load {
+    Load {
+        model: path.to_str().expect("UTF-8").to_owned(),
+        context: CONTEXT,
+        parallel: PARALLEL,
+        gpu_layers: -1,
+        kv_type_k: "f16".to_owned(),
+        kv_type_v: "f16".to_owned(),
+        // One: with more, each step waits for all threads at a barrier, which takes very long where other tests run.
+        threads: 1,
+        threads_batch: 1,
+        n_batch: 512,
+        n_ubatch: 512,
+        load_mode: "auto".to_owned(),
+        flash_attention: "auto".to_owned(),
+    }
+}
+
+pub fn greedy() -> Sampling {
+    Sampling { top_p: 1.0, repeat_penalty: 1.0, ..Sampling::default() }
+}
+
+pub fn start(sequence: u64, prompt: Vec<u32>, max_tokens: u32) -> Start {
+    Start { sequence, prompt, max_tokens, sampling: Some(greedy()), ..Start::default() }
+}

@@ -126,29 +126,30 @@ async fn cancel_ends_what_runs() {
     assert!(metrics.contains("temperd_jobs_total{way_in=\"mqtt\",outcome=\"cancelled\"} 1"), "{metrics}");
 }
 
+/// The daemon comes to this broker, answers there and publishes telemetry.
+async fn is_served(broker: &Mosquitto) -> Device {
+    let mut device = Device::connect(broker.port(), "watcher", None).await;
+    device.subscribe("temperd/v1/test/#").await;
+    device.wait_for("temperd/v1/test/availability", "online").await;
+    device.publish("temperd/v1/test/request/chat", question("q", &json!({})), Default::default()).await;
+    let answer = device.next_on("temperd/v1/test/response/chat").await;
+    let answer: Value = serde_json::from_slice(&answer.payload).expect("JSON");
+    assert_eq!(answer["outcome"], "completed", "{answer}");
+    let telemetry = device.next_on("temperd/v1/test/telemetry").await;
+    let telemetry: Value = serde_json::from_slice(&telemetry.payload).expect("JSON");
+    assert_eq!(telemetry["model"]["state"], "ready", "{telemetry}");
+    device
+}
+
 #[tokio::test]
 async fn the_daemon_starts_before_its_broker_and_survives_its_restart() {
     let mut broker = Mosquitto::prepared(|_| vec!["allow_anonymous true".into()]);
     let mut daemon = Daemon::ready(&toml(&broker, "")).await;
-    for _ in 0..2 {
-        broker.run();
-        let mut device = Device::connect(broker.port(), "watcher", None).await;
-        device.subscribe("temperd/v1/test/#").await;
-        device.wait_for("temperd/v1/test/availability", "online").await;
-        device.publish("temperd/v1/test/request/chat", question("q", &json!({})), Default::default()).await;
-        let answer = device.next_on("temperd/v1/test/response/chat").await;
-        let answer: Value = serde_json::from_slice(&answer.payload).expect("JSON");
-        assert_eq!(answer["outcome"], "completed", "{answer}");
-        let telemetry = device.next_on("temperd/v1/test/telemetry").await;
-        let telemetry: Value = serde_json::from_slice(&telemetry.payload).expect("JSON");
-        assert_eq!(telemetry["model"]["state"], "ready", "{telemetry}");
-        drop(device);
-        broker.stop();
-    }
     broker.run();
-    let mut device = Device::connect(broker.port(), "watcher", None).await;
-    device.subscribe("temperd/v1/test/availability").await;
-    device.wait_for("temperd/v1/test/availability", "online").await;
+    drop(is_served(&broker).await);
+    broker.stop();
+    broker.run();
+    let mut device = is_served(&broker).await;
     daemon.signal(rustix::process::Signal::TERM);
     device.wait_for("temperd/v1/test/availability", "stopped").await;
     assert!(daemon.ended().await.success());

@@ -23,6 +23,13 @@ pub fn model() -> PathBuf {
     )
 }
 
+/// Tests run side by side, and threads of several engines that spin for each other on the same cores make all of them
+/// crawl: one thread each.
+fn with_one_thread(toml: &str) -> String {
+    const ONE: &str = "[engine]\nthreads = 1\nthreads_batch = 1\n";
+    if toml.contains("[engine]\n") { toml.replace("[engine]\n", ONE) } else { format!("{toml}\n{ONE}") }
+}
+
 pub struct Daemon {
     pub folder: tempfile::TempDir,
     pub socket: PathBuf,
@@ -55,7 +62,7 @@ impl Daemon {
     fn start_at(model: &Path, toml: &str, folder: tempfile::TempDir, socket: PathBuf) -> Self {
         let config = folder.path().join("config.toml");
         let log = folder.path().join("log");
-        fs::write(&config, toml).expect("written");
+        fs::write(&config, with_one_thread(toml)).expect("written");
         let mut child = Command::new(env!("CARGO_BIN_EXE_temperd"))
             .arg("run")
             .arg("--config")

@@ -15,7 +15,10 @@ fn main() -> Result<(), Box<dyn Error>> {
     let public = protox::compile(PUBLIC, ["proto"])?;
     let descriptors = public.encode_to_vec();
     fs::write(out.join("temperd.v1.bin"), &descriptors)?;
-    tonic_prost_build::configure().bytes(".").compile_fds(public)?;
+    // Messages know their full name, by which `wire::strict` finds their descriptors.
+    let mut named = tonic_prost_build::Config::new();
+    named.enable_type_names();
+    tonic_prost_build::configure().bytes(".").compile_fds_with_config(public, named)?;
     pbjson_build::Builder::new()
         .register_descriptors(&descriptors)?
         .preserve_proto_field_names()

@@ -2,6 +2,8 @@
 
 use serde::{Serialize, de::DeserializeOwned};
 
+pub mod strict;
+
 /// Package `temperd.v1`: what clients see, in protobuf and JSON.
 #[allow(missing_docs, clippy::all)]
 pub mod v1 {

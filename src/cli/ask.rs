@@ -102,7 +102,7 @@ async fn converse<W: Write>(
                     note(format_args!("queued, {ahead} before this one"));
                 }
                 if out.delta(&chunk.delta).is_break() {
-                    return Ok(());
+                    return out.written();
                 }
             }
             Ok(Some(ChatEvent { event: Some(Event::Final(last)) })) => return out.last(last),
@@ -202,12 +202,16 @@ impl<W: Write> Screen<W> {
                 note("the answer has reached its limit of tokens");
             }
         }
+        if self.gone.is_some() { self.written() } else { client::verdict(&last) }
+    }
+
+    /// A reader that has gone, such as `head`, wants no more; any other reason is an error.
+    fn written(&mut self) -> Result<(), CliError> {
         match self.gone.take() {
             Some(error) if error.kind() != ErrorKind::BrokenPipe => {
                 Err(CliError::Failed(format!("cannot write the answer: {error}")))
             }
-            Some(_) => Ok(()),
-            None => client::verdict(&last),
+            _ => Ok(()),
         }
     }
 

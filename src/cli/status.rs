@@ -50,7 +50,8 @@ pub async fn run(args: StatusArgs) -> Result<(), CliError> {
     if args.json {
         text.push('\n');
     }
-    match io::stdout().write_all(text.as_bytes()) {
+    let mut out = io::stdout().lock();
+    match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
         Err(error) if error.kind() != ErrorKind::BrokenPipe => {
             Err(CliError::Failed(format!("cannot write the status: {error}")))
         }

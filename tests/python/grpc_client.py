@@ -7,34 +7,17 @@ that is ready.
 """
 
 import importlib
-import pathlib
 import sys
 
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
-from grpc_tools import protoc
 
-PROTO = pathlib.Path(__file__).resolve().parents[2] / "proto"
-FILES = ["temperd/v1/inference.proto", "temperd/v1/control.proto", "temperd/v1/telemetry.proto"]
+from stubs import check, generate
+
+MODULES = ["inference_pb2", "inference_pb2_grpc", "control_pb2", "control_pb2_grpc"]
 PAYLOAD_LIMIT = 262144
 Code = grpc.StatusCode
-
-
-def check(what, holds, found=None):
-    if not holds:
-        print(f"FAILED  {what}" + ("" if found is None else f": {found!r}"), flush=True)
-        sys.exit(1)
-    print(f"ok      {what}", flush=True)
-
-
-def generate(folder):
-    """The modules of the schema: inference_pb2, inference_pb2_grpc, control_pb2, control_pb2_grpc."""
-    arguments = ["protoc", f"-I{PROTO}", f"--python_out={folder}", f"--grpc_python_out={folder}", *FILES]
-    check("stubs are generated from proto/", protoc.main(arguments) == 0)
-    sys.path.insert(0, str(folder))
-    names = ["inference_pb2", "inference_pb2_grpc", "control_pb2", "control_pb2_grpc"]
-    return [importlib.import_module(f"temperd.v1.{name}") for name in names]
 
 
 def refused(what, ask, *, status, code, param=None):
@@ -54,7 +37,9 @@ def refused(what, ask, *, status, code, param=None):
 class Client:
     def __init__(self, channel, folder):
         self.channel = channel
-        self.pb, inference, self.control_pb, control = generate(folder)
+        generate(folder)
+        modules = [importlib.import_module(f"temperd.v1.{name}") for name in MODULES]
+        self.pb, inference, self.control_pb, control = modules
         self.inference = inference.InferenceStub(channel)
         self.control = control.ControlStub(channel)
 
@@ -126,6 +111,7 @@ class Client:
         raw = self.channel.unary_stream("/temperd.v1.Inference/Chat")
         refused("malformed protobuf", lambda: raw(b"\xff\xff\xff"), **bad)
         refused("malformed UTF-8", lambda: raw(b"\x0a\x02\xff\xfe"), **bad)
+        refused("an unknown field", lambda: raw(self.question().SerializeToString() + b"\xb8\x3e\x01"), **bad)
         unknown = self.channel.unary_unary("/temperd.v1.Inference/Dance")
         refused("an unknown method", lambda: unknown(b""), status=Code.UNIMPLEMENTED, code=None)
 

@@ -50,18 +50,26 @@ impl Daemon {
     /// Starts without waiting, at a socket in a folder of its own.
     pub fn start(model: &Path, toml: &str) -> Self {
         let folder = tempfile::tempdir().expect("a folder");
-        let socket = folder.path().join("temperd.sock");
-        Self::start_at(model, toml, folder, socket)
+        let (socket, log) = (folder.path().join("temperd.sock"), folder.path().join("log"));
+        Self::start_at(model, toml, folder, socket, log)
     }
 
     /// Starts without waiting, at a socket elsewhere.
     pub fn start_with_own_socket(model: &Path, toml: &str, socket: &Path) -> Self {
-        Self::start_at(model, toml, tempfile::tempdir().expect("a folder"), socket.into())
+        let folder = tempfile::tempdir().expect("a folder");
+        let log = folder.path().join("log");
+        Self::start_at(model, toml, folder, socket.into(), log)
     }
 
-    fn start_at(model: &Path, toml: &str, folder: tempfile::TempDir, socket: PathBuf) -> Self {
+    /// Starts without waiting, with its log elsewhere.
+    pub fn start_with_log(model: &Path, toml: &str, log: &Path) -> Self {
+        let folder = tempfile::tempdir().expect("a folder");
+        let socket = folder.path().join("temperd.sock");
+        Self::start_at(model, toml, folder, socket, log.into())
+    }
+
+    fn start_at(model: &Path, toml: &str, folder: tempfile::TempDir, socket: PathBuf, log: PathBuf) -> Self {
         let config = folder.path().join("config.toml");
-        let log = folder.path().join("log");
         fs::write(&config, with_one_thread(toml)).expect("written");
         let mut child = Command::new(env!("CARGO_BIN_EXE_temperd"))
             .arg("run")

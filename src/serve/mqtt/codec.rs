@@ -138,10 +138,9 @@ fn read(target: &Target, format: Format, payload: &[u8], rules: Rules<'_>) -> Re
         Op::Embed => Err(RequestError::new(ErrorCode::InvalidRequest, "embed is not available yet")),
         Op::Cancel => cancel(format, payload),
         Op::Status => match format {
-            Format::Json if !payload.trim_ascii().is_empty() => {
-                parse::<v1::StatusRequest>(format, payload).map(|_| Asked::Status)
-            }
-            _ => Ok(Asked::Status),
+            Format::Text => Ok(Asked::Status),
+            _ if payload.trim_ascii().is_empty() => Ok(Asked::Status),
+            _ => parse::<v1::StatusRequest>(format, payload).map(|_| Asked::Status),
         },
     }
 }
@@ -192,11 +191,14 @@ fn text(payload: &[u8]) -> Result<String, RequestError> {
 
 fn parse<M>(format: Format, payload: &[u8]) -> Result<M, RequestError>
 where
-    M: prost::Message + Default + serde::de::DeserializeOwned,
+    M: prost::Message + prost::Name + Default + serde::de::DeserializeOwned,
 {
     let invalid = |text: String| RequestError::new(ErrorCode::InvalidRequest, text);
     match format {
-        Format::Protobuf => M::decode(payload).map_err(|error| invalid(format!("malformed protobuf: {error}"))),
+        Format::Protobuf => match wire::strict::unknown_field::<M>(payload) {
+            Some(unknown) => Err(invalid(unknown)),
+            None => M::decode(payload).map_err(|error| invalid(format!("malformed protobuf: {error}"))),
+        },
         Format::Json | Format::Text => wire::from_json(payload).map_err(invalid),
     }
 }
@@ -276,6 +278,10 @@ mod tests {
         assert_eq!(rejected(Op::Chat, None, b"caf\xe9"), (InvalidRequest, String::new()));
         assert_eq!(rejected(Op::Chat, None, b""), (InvalidRequest, String::new()));
         assert_eq!(rejected(Op::Chat, Some("application/x-protobuf"), b"\xff\xff"), (InvalidRequest, String::new()));
+        // Its id, and field 999 as a varint.
+        let unknown = b"\x0a\x014\xb8\x3e\x01";
+        assert_eq!(rejected(Op::Chat, Some("application/x-protobuf"), unknown), (InvalidRequest, "4".into()));
+        assert_eq!(rejected(Op::Status, Some("application/x-protobuf"), unknown).0, InvalidRequest);
         assert_eq!(rejected(Op::Chat, None, &[b'x'; 1001]).0, PayloadTooLarge);
         assert_eq!(rejected(Op::Complete, None, br#"{"id":"4","prompt":"x"}"#), (Forbidden, "4".into()));
         assert_eq!(rejected(Op::Embed, None, br#"{"id":"4","input":["x"]}"#), (InvalidRequest, "4".into()));

@@ -18,6 +18,7 @@ use crate::{
     request::{ErrorCode, RequestError, WayIn},
     serve::{grpc, http},
     telemetry::metrics::Metrics,
+    wire::strict,
 };
 
 /// A body must have arrived as a whole in this time.
@@ -102,6 +103,13 @@ impl Gate {
                 return Err(RequestError::new(ErrorCode::InvalidRequest, message));
             }
         };
+        // A handler sees the decoded message only, where an unknown field is gone.
+        if way_in == WayIn::Grpc
+            && let Some(message) = body.get(GRPC_PREFIX..)
+            && let Some(unknown) = strict::unknown_field_of_call(parts.uri.path(), message)
+        {
+            return Err(RequestError::new(ErrorCode::InvalidRequest, unknown));
+        }
         Ok(Request::from_parts(parts, Body::from(body)))
     }
 

@@ -33,6 +33,8 @@ use control::ControlTokens;
 use disguise::{Sentinels, Taint};
 use template::{Clock, Failure, Template};
 
+/// Stands for what a client wrote: a text with which hardly any message begins (an asterism).
+const STAND_IN: &str = "\u{2042}";
 /// Longest text from a template or a model file that an error repeats, in bytes.
 const QUOTE_BYTES: usize = 200;
 
@@ -187,6 +189,15 @@ impl Prompter {
             Form::Template(template) => self.render(template, turns),
             Form::None(error) => Err(error.clone()),
         }
+    }
+
+    /// The prompt's public part, which is the operator's: what comes before the first message that a client wrote, and
+    /// a stand-in for that message. `None` where the model cannot render it.
+    #[must_use]
+    pub fn public(&self, turns: &[Turn]) -> Option<Vec<Segment>> {
+        let operators = turns.iter().take_while(|turn| turn.role == Role::System);
+        let stand_in = Turn { role: Role::User, content: STAND_IN.into() };
+        self.chat(&operators.cloned().chain([stand_in]).collect::<Vec<_>>()).ok()
     }
 
     /// Splits a raw prompt at the control tokens that it spells out.

@@ -59,8 +59,35 @@ pub struct Engine {
     pub load_mode: LoadMode,
     /// Flash attention.
     pub flash_attention: Switch,
+    /// Whether results do not depend on what else runs.
+    pub batch_invariant: bool,
+    /// Who shares cached prefixes.
+    pub share_prefix: SharePrefix,
+    /// Whether tokens are drafted from what a sequence has read and written.
+    pub lookup: bool,
+    /// How long running answers may wait for a step in which prompts are read too, in milliseconds.
+    pub step_target_ms: u32,
     /// The engine's binary; `None`: looked for as [`crate::engine::locate`] says.
     pub path: Option<PathBuf>,
+}
+
+/// Who shares cached prefixes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum SharePrefix {
+    /// Everybody the operator's text, and each client its own.
+    System,
+    /// Each client its own.
+    Client,
+    /// Everybody everything.
+    All,
+}
+
+impl SharePrefix {
+    /// Whether the operator's text is everybody's.
+    #[must_use]
+    pub fn public(self) -> bool {
+        self != Self::Client
+    }
 }
 
 /// Types of the KV cache.

@@ -150,5 +150,6 @@ fn settings(config: &Config) -> dispatch::Settings {
         share: config.limits.share,
         deadline: config.limits.deadline,
         max_tokens: config.limits.max_tokens,
+        share_prefix: config.engine.share_prefix,
     }
 }

@@ -16,7 +16,8 @@ use tokio::{
 
 use crate::{
     chat::Prompter,
-    engine::{EngineEvent, EngineHandle},
+    config::SharePrefix,
+    engine::{EngineEvent, EngineHandle, Prompt},
     request::{Client, ErrorCode, Request, RequestError},
     status::StatusBoard,
     telemetry::metrics::Metrics,
@@ -57,6 +58,8 @@ pub struct Settings {
     pub deadline: Duration,
     /// Of a request that names none.
     pub max_tokens: u32,
+    /// Who shares cached prefixes.
+    pub share_prefix: SharePrefix,
 }
 
 /// What admission needs to know of the engine; the owner writes it.
@@ -82,7 +85,7 @@ pub struct Dispatcher {
 enum Command {
     Admit(Box<Admit>),
     Cancel { client: Client, id: String, reply: oneshot::Sender<bool> },
-    Prepared { key: u64, prompt: Result<Option<Vec<u32>>, RequestError> },
+    Prepared { key: u64, prompt: Result<Option<Prompt>, RequestError> },
     Drain { until: Instant, done: oneshot::Sender<()> },
 }
 
@@ -90,7 +93,7 @@ enum Command {
 struct Admit {
     request: Request,
     /// `None` while no engine can tokenise.
-    prompt: Option<Vec<u32>>,
+    prompt: Option<Prompt>,
     arrived: Instant,
     reply: oneshot::Sender<Result<Ticket, RequestError>>,
 }
@@ -216,7 +219,7 @@ pub fn initial_status(config: &crate::config::Config) -> v1::Status {
             kv_type: engine.kv_type.as_str().into(),
             load_mode: engine.load_mode.as_str().into(),
             flash_attention: engine.flash_attention.as_str().into(),
-            batch_invariant: false,
+            batch_invariant: engine.batch_invariant,
         }),
         pause: None,
         sandbox: Some(v1::Sandbox { landlock: false, seccomp: false }),

@@ -55,6 +55,15 @@ pub enum EngineEvent {
     },
 }
 
+/// A prompt as the engine reads it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Prompt {
+    /// Token ids.
+    pub tokens: Vec<u32>,
+    /// How many of them, from the first, are the operator's.
+    pub public_prefix: u32,
+}
+
 /// Why the engine did not tokenise.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum TokeniseError {
@@ -119,11 +128,12 @@ impl EngineHandle {
         self.send(to_engine::Frame::Stop(Stop { sequence })).await
     }
 
-    /// Token ids of a prompt.
+    /// Token ids of a prompt. `public` is its operator's part followed by a stand-in for the rest; empty for a prompt
+    /// that has none.
     ///
     /// # Errors
     /// Where no engine lives, it ends before it answers, or it refuses.
-    pub async fn tokenise(&self, segments: Vec<Segment>) -> Result<Vec<u32>, TokeniseError> {
+    pub async fn tokenise(&self, segments: Vec<Segment>, public: Vec<Segment>) -> Result<Prompt, TokeniseError> {
         let (sender, receiver) = oneshot::channel();
         let id = {
             let mut shared = self.lock();
@@ -132,14 +142,14 @@ impl EngineHandle {
             shared.tokenising.insert(id, sender);
             id
         };
-        if !self.send(to_engine::Frame::Tokenise(Tokenise { id, segments, add_bos: true })).await {
+        if !self.send(to_engine::Frame::Tokenise(Tokenise { id, segments, add_bos: true, public })).await {
             self.lock().tokenising.remove(&id);
             return Err(TokeniseError::Gone);
         }
         match receiver.await {
             Err(_) => Err(TokeniseError::Gone),
             Ok(Tokenised { error: Some(error), .. }) => Err(TokeniseError::Engine(error)),
-            Ok(Tokenised { tokens, .. }) => Ok(tokens),
+            Ok(Tokenised { tokens, public_prefix, .. }) => Ok(Prompt { tokens, public_prefix }),
         }
     }
 

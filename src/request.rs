@@ -37,8 +37,17 @@ impl Client {
     /// A device; `None` is one without a client segment in its topic.
     #[must_use]
     pub fn mqtt(segment: Option<&str>) -> Self {
-        Self(format!("mqtt:{}", segment.unwrap_or("anonymous")))
+        Self(segment.map_or_else(|| Self::ANONYMOUS.into(), |segment| format!("mqtt:{segment}")))
     }
+
+    /// All devices that do not name themselves: several that know nothing of each other.
+    #[must_use]
+    pub fn is_anonymous(&self) -> bool {
+        self.0 == Self::ANONYMOUS
+    }
+
+    /// No topic segment holds a slash.
+    const ANONYMOUS: &str = "mqtt:anonymous/";
 }
 
 impl fmt::Display for Client {

@@ -47,7 +47,7 @@ fn everything_wrong_is_said_at_once_with_its_key_and_line() {
          contxt = 4096\n\
          parallel = \"many\"\n\
          context = 100\n\
-         batch_invariant = true\n\
+         step_target_ms = 0\n\
          [sockett]\n\
          [limits]\n\
          kv_type = \"f16\"\n\
@@ -66,8 +66,8 @@ fn everything_wrong_is_said_at_once_with_its_key_and_line() {
         "limits.kv_type: unknown key; did you mean `engine.kv_type`? (line 8)",
         "mqtt.pool: not available yet; leave it out (line 13)",
         "profile: not available yet; leave it out (line 14)",
-        "engine.batch_invariant: true is not available yet, must be false (line 5)",
         "engine.context: is 100, must be 256 to 1048576 (line 4)",
+        "engine.step_target_ms: is 0, must be 1 to 10000 (line 5)",
         "mqtt.response_topics: \"#\" would let a client have us publish anywhere: name the topics of answers (line 12)",
         "mqtt.response_topics: \"$SYS/x\" must not begin with `$`: such topics are the broker's own (line 12)",
         "mqtt.response_topics: \"a/b#\" is no MQTT topic filter (line 12)",
@@ -99,7 +99,6 @@ fn a_model_file_that_is_not_there_is_no_configuration_error() {
 #[test]
 fn features_to_come_say_so() {
     for text in [
-        "[engine]\nshare_prefix = \"client\"",
         "[engine]\nidle_unload_s = 60",
         "[mqtt]\ninbox = \"disk\"",
         "[telemetry]\nhome_assistant = true",
@@ -127,6 +126,20 @@ fn what_does_not_go_together() {
         ("[mqtt]\nurl = \"mqtt://b\"\nca = \"c\"", "mqtt.ca: has no effect over `mqtt://`"),
     ] {
         let error = error(text);
+        assert!(error.starts_with(expected), "{error}");
+    }
+}
+
+#[test]
+fn batch_invariance_has_its_conditions() {
+    let config = parse("[engine]\nbatch_invariant = true", with_model(), &machine()).expect("fine by default");
+    assert_eq!((config.engine.kv_type.as_str(), config.engine.gpu_layers), ("f16/q8_0", Some(0)));
+    for (more, expected) in [
+        ("kv_type = \"f16\"", "engine.kv_type: is \"f16\", with engine.batch_invariant must be"),
+        ("flash_attention = \"off\"", "engine.batch_invariant: needs flash attention"),
+        ("gpu_layers = 3", "engine.batch_invariant: holds on a CPU only"),
+    ] {
+        let error = error(&format!("[engine]\nbatch_invariant = true\n{more}"));
         assert!(error.starts_with(expected), "{error}");
     }
 }

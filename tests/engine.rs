@@ -253,8 +253,14 @@ fn where_cells_run_out_the_youngest_is_given_up_and_the_others_go_on() {
     let (mut engine, _, _) = Engine::loaded();
     let mut prompt = engine.tokenise(&"one two three four ".repeat(600), false);
     prompt.truncate(1010);
-    engine.start(start(1, prompt.clone(), 60));
-    engine.start(start(2, prompt, 60));
+    let ends: Vec<u32> = engine.tokenise("<|im_end|><|endoftext|>", true);
+    let logit_bias: HashMap<u32, f32> = ends.into_iter().map(|token| (token, f32::NEG_INFINITY)).collect();
+    let endless = |id, prompt| Start {
+        sampling: Some(Sampling { logit_bias: logit_bias.clone(), ..greedy() }),
+        ..start(id, prompt, 500)
+    };
+    engine.start(endless(1, prompt.clone()));
+    engine.start(endless(2, prompt));
     let (older, younger) = (engine.finish(1), engine.finish(2));
     assert_eq!((younger.reason.as_str(), older.error), ("error", None));
     assert!(younger.error.is_some_and(|error| error.contains("KV cache")));
@@ -406,7 +412,7 @@ fn the_engine_ends_when_the_daemon_closes_even_in_the_midst_of_a_decode() {
 
 #[test]
 fn a_daemon_of_another_build_is_told_so() {
-    let mut engine = Engine::silent();
+    let mut engine = Engine::silent(&[]);
     engine.send(hello(frames::PROTOCOL + 1));
     let log = loop {
         match engine.next() {

@@ -62,6 +62,7 @@ impl Engine {
             n_ubatch: 64,
             load_mode: "mmap".into(),
             flash_attention: "auto".into(),
+            ..Load::default()
         }));
         engine.vocabulary = engine.wait(|frame| match frame {
             from_engine::Frame::Vocabulary(vocabulary) => Some(vocabulary),
@@ -85,7 +86,7 @@ impl Engine {
     }
 
     fn tokens(&mut self, segments: Vec<Segment>) -> Vec<u32> {
-        self.send(to_engine::Frame::Tokenise(Tokenise { id: 7, segments, add_bos: true }));
+        self.send(to_engine::Frame::Tokenise(Tokenise { id: 7, segments, add_bos: true, ..Tokenise::default() }));
         let answer = self.wait(|frame| match frame {
             from_engine::Frame::Tokenised(answer) if answer.id == 7 => Some(answer),
             _ => None,

@@ -273,3 +273,29 @@ async fn a_peer_that_is_not_allowed_is_told_so() {
     let (status, answer) = http::post(&daemon.socket, "/v1/chat/completions", &question(&json!({}))).await;
     assert_eq!((status.as_u16(), answer["error"]["code"].as_str()), (403, Some("forbidden")), "{answer}");
 }
+
+/// What decides how soon the first token comes is how many tokens of the prompt are read; that many are compared.
+#[tokio::test]
+async fn what_another_client_wrote_saves_no_time() {
+    let uid = rustix::process::getuid().as_raw();
+    let daemon = Daemon::ready(&format!("[socket]\nallow_uids = [{uid}]\ngateways = [{uid}]\n")).await;
+    let long = "The pump in hall two is off, and the valve behind it is closed. ".repeat(12);
+    let read = async |user: &str, text: &str| {
+        let messages = json!([{"role": "system", "content": "You are the voice of a small water works. Be brief."},
+            {"role": "user", "content": format!("{long}{text}")}]);
+        let body = question(&json!({"user": user, "messages": messages, "max_tokens": 1}));
+        let (_, answer) = http::post(&daemon.socket, "/v1/chat/completions", &body).await;
+        let usage = &answer["usage"];
+        let count = |value: &Value| value.as_u64().expect("a number");
+        (count(&usage["prompt_tokens"]), count(&usage["prompt_tokens_details"]["cached_tokens"]))
+    };
+    let (prompt, first) = read("anna", "Why?").await;
+    assert_eq!(first, 0);
+    // Her own text is there already, but for the last token.
+    assert_eq!(read("anna", "Why?").await, (prompt, prompt - 1));
+    // Another has the system prompt from her, and that alone, whether or not she wrote the same.
+    let (_, same) = read("bert", "Why?").await;
+    let (_, new) = read("carl", "Who?").await;
+    assert_eq!(same, new);
+    assert!(0 < same && same < 40, "{same} of {prompt}");
+}

@@ -93,6 +93,8 @@ pub struct EngineKeys {
     pub flash_attention: Setting<String>,
     pub batch_invariant: Setting<bool>,
     pub share_prefix: Setting<String>,
+    pub lookup: Setting<bool>,
+    pub step_target_ms: Setting<i64>,
     pub path: Setting<String>,
 }
 
@@ -228,6 +230,8 @@ impl Reader<'_> {
             flash_attention: self.get("flash_attention"),
             batch_invariant: self.get("batch_invariant"),
             share_prefix: self.get("share_prefix"),
+            lookup: self.get("lookup"),
+            step_target_ms: self.get("step_target_ms"),
             path: self.get("path"),
         };
         self.later("idle_unload_s");

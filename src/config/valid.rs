@@ -6,8 +6,8 @@ use std::{collections::BTreeSet, fmt::Display, ops::RangeInclusive, path::PathBu
 use log::LevelFilter;
 
 use super::{
-    Config, Engine, KvType, Limits, LoadMode, Log, LogFormat, Machine, Overrides, PublishFormat, Socket, Switch,
-    Telemetry,
+    Config, Engine, KvType, Limits, LoadMode, Log, LogFormat, Machine, Overrides, PublishFormat, SharePrefix, Socket,
+    Switch, Telemetry,
     file::{EngineKeys, File, LimitKeys, LogKeys, Place, Setting, SocketKeys, TelemetryKeys, WordOrNumber},
 };
 
@@ -60,10 +60,10 @@ fn model(setting: Setting<String>, flag: Option<PathBuf>, check: &mut Check<'_>)
 
 /// All but the model.
 fn engine(keys: EngineKeys, machine: &Machine, check: &mut Check<'_>) -> Engine {
-    later(keys.batch_invariant.map(|on| !on), "true", "false", check);
-    let share_prefix = check.word(keys.share_prefix, &[("system", true), ("client", false), ("all", false)]);
-    later(share_prefix, "this value", "\"system\"", check);
-
+    let share_prefix = check.word(
+        keys.share_prefix,
+        &[("system", SharePrefix::System), ("client", SharePrefix::Client), ("all", SharePrefix::All)],
+    );
     let context = check.number(keys.context, 256..=1_048_576).or(8192_u32);
     let parallel = check.number(keys.parallel, 1..=64).or(8_u32);
     let n_batch = check.number(keys.n_batch, 1..=65_536);
@@ -98,13 +98,19 @@ fn engine(keys: EngineKeys, machine: &Machine, check: &mut Check<'_>) -> Engine 
             "V in q8_0 needs flash attention: set engine.flash_attention to \"on\" or \"auto\", or this to \"f16\"",
         );
     }
+    let gpu_layers = gpu_layers(keys.gpu_layers, check);
+    let batch_invariant = matches!(keys.batch_invariant, Setting::Given(true, _));
+    if batch_invariant {
+        batch_invariant_holds(&kv_type, flash_attention, gpu_layers, &keys.batch_invariant, check);
+    }
+    let default_kv_type = if batch_invariant { KvType::F16Q8_0 } else { KvType::F16 };
     let threads = check.number(keys.threads, 1..=256).or(machine.cores.clamp(1, 256));
     Engine {
         model: PathBuf::new(),
         context,
         parallel,
-        gpu_layers: gpu_layers(keys.gpu_layers, check),
-        kv_type: kv_type.or(KvType::F16),
+        gpu_layers: if batch_invariant { Some(0) } else { gpu_layers },
+        kv_type: kv_type.or(default_kv_type),
         threads,
         threads_batch: check.number(keys.threads_batch, 1..=256).or(threads),
         n_batch,
@@ -113,14 +119,34 @@ fn engine(keys: EngineKeys, machine: &Machine, check: &mut Check<'_>) -> Engine 
             .word(keys.load_mode, &[("auto", LoadMode::Auto), ("mmap", LoadMode::Mmap), ("read", LoadMode::Read)])
             .or(LoadMode::Auto),
         flash_attention,
+        batch_invariant,
+        share_prefix: share_prefix.or(SharePrefix::System),
+        lookup: keys.lookup.map(|on| on).or(true),
+        step_target_ms: check.number(keys.step_target_ms, 1..=10_000).or(150),
         path: check.path(keys.path),
     }
 }
 
-/// A value that a later version serves; `now` is the one that this version has.
-fn later(available: Checked<bool>, value: &str, now: &str, check: &mut Check<'_>) {
-    if let Given(false, place) = available {
-        check.error(&place, format_args!("{value} is not available yet, must be {now}"));
+/// What `engine.batch_invariant` needs, where it is set otherwise.
+fn batch_invariant_holds(
+    kv_type: &Checked<KvType>,
+    flash_attention: Switch,
+    gpu_layers: Option<u32>,
+    setting: &Setting<bool>,
+    check: &mut Check<'_>,
+) {
+    let Setting::Given(_, place) = setting else { return };
+    if let Given(KvType::F16, place) = kv_type {
+        check.error(
+            place,
+            "is \"f16\", with engine.batch_invariant must be \"f16/q8_0\" (the default then) or \"q8_0\"",
+        );
+    }
+    if flash_attention == Switch::Off {
+        check.error(place, "needs flash attention: set engine.flash_attention to \"on\" or \"auto\"");
+    }
+    if gpu_layers.is_some_and(|layers| layers > 0) {
+        check.error(place, "holds on a CPU only: set engine.gpu_layers to 0");
     }
 }
 

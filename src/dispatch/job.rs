@@ -4,6 +4,7 @@ use std::time::{Duration, Instant};
 
 use super::ticket::Outlet;
 use crate::{
+    engine::Prompt,
     request::{Input, Outcome, Request, RequestError},
     wire::{engine, v1},
 };
@@ -14,7 +15,7 @@ pub(super) struct Job {
     pub(super) request: Request,
     pub(super) outlet: Outlet,
     /// `None` while no engine has tokenised it.
-    pub(super) prompt: Option<Vec<u32>>,
+    pub(super) prompt: Option<Prompt>,
     /// A task is rendering and tokenising it.
     pub(super) preparing: bool,
     pub(super) arrived: Instant,
@@ -24,6 +25,7 @@ pub(super) struct Job {
     first_token: Option<Instant>,
     last_token: Option<Instant>,
     prompt_tokens: u32,
+    cached_tokens: u32,
     tokens: u32,
     text: String,
     logprobs: Vec<v1::TokenLogprob>,
@@ -32,7 +34,7 @@ pub(super) struct Job {
 }
 
 impl Job {
-    pub(super) fn new(request: Request, prompt: Option<Vec<u32>>, outlet: Outlet, times: Times, seed: u32) -> Self {
+    pub(super) fn new(request: Request, prompt: Option<Prompt>, outlet: Outlet, times: Times, seed: u32) -> Self {
         Self {
             request,
             outlet,
@@ -45,6 +47,7 @@ impl Job {
             first_token: None,
             last_token: None,
             prompt_tokens: 0,
+            cached_tokens: 0,
             tokens: 0,
             text: String::new(),
             logprobs: Vec::new(),
@@ -54,20 +57,28 @@ impl Job {
 
     /// Tokens of the answer at most.
     fn max_tokens(&self, limits: Limits) -> u32 {
-        let prompt = u32::try_from(self.prompt.as_ref().map_or(0, Vec::len)).unwrap_or(u32::MAX);
+        let prompt = u32::try_from(self.prompt.as_ref().map_or(0, |prompt| prompt.tokens.len())).unwrap_or(u32::MAX);
         self.request.max_tokens.unwrap_or(limits.max_tokens).min(limits.context.saturating_sub(prompt))
     }
 
     /// Cells of the KV cache that prompt and answer may come to need; `None` while the prompt has no tokens.
     pub(super) fn cells(&self, limits: Limits) -> Option<u32> {
-        let prompt = u32::try_from(self.prompt.as_ref()?.len()).unwrap_or(u32::MAX);
+        let prompt = u32::try_from(self.prompt.as_ref()?.tokens.len()).unwrap_or(u32::MAX);
         Some(prompt.saturating_add(self.max_tokens(limits)))
     }
 
     /// Moves the prompt out, for the engine.
-    pub(super) fn start(&mut self, key: u64, stop_tokens: Vec<u32>, limits: Limits, now: Instant) -> engine::Start {
+    pub(super) fn start(
+        &mut self,
+        key: u64,
+        stop_tokens: Vec<u32>,
+        sharing: Sharing,
+        limits: Limits,
+        now: Instant,
+    ) -> engine::Start {
         let max_tokens = self.max_tokens(limits);
-        let prompt = self.prompt.take().unwrap_or_default();
+        let Prompt { tokens: prompt, public_prefix } =
+            self.prompt.take().unwrap_or(Prompt { tokens: Vec::new(), public_prefix: 0 });
         self.prompt_tokens = u32::try_from(prompt.len()).unwrap_or(u32::MAX);
         self.started = Some(now);
         // Its text has become tokens: it is overwritten here rather than kept until the end.
@@ -92,12 +103,19 @@ impl Job {
             max_tokens,
             logprobs: self.request.logprobs.is_some(),
             top_logprobs: self.request.logprobs.unwrap_or(0),
+            public_prefix: if sharing.public { public_prefix } else { 0 },
+            scope: sharing.scope,
+            priority: self.request.priority,
+            digests: false,
         }
     }
 
     /// Takes in what a step brought, and says how long the first token took where this was it.
     pub(super) fn absorb(&mut self, output: engine::SequenceOutput, now: Instant) -> Option<Duration> {
         self.tokens += u32::try_from(output.tokens.len()).unwrap_or(u32::MAX);
+        if let Some(cached) = output.cached_tokens {
+            self.cached_tokens = cached;
+        }
         let mut first = None;
         if !output.tokens.is_empty() {
             self.last_token = Some(now);
@@ -163,7 +181,7 @@ impl Job {
             usage: self.started.map(|_| v1::Usage {
                 prompt_tokens: self.prompt_tokens,
                 completion_tokens: self.tokens,
-                cached_tokens: 0,
+                cached_tokens: self.cached_tokens,
             }),
             logprobs: self.logprobs,
             timings: Some(v1::Timings {
@@ -192,6 +210,15 @@ pub(super) struct Limits {
     pub(super) context: u32,
     /// Of a request that names none.
     pub(super) max_tokens: u32,
+}
+
+/// With whom a request may share the cells of its prompt.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Sharing {
+    /// Its client; 0 is nobody.
+    pub(super) scope: u64,
+    /// Whether the operator's part is everybody's.
+    pub(super) public: bool,
 }
 
 /// How an accepted request ends.

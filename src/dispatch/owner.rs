@@ -1,19 +1,27 @@
 //! The one task that owns every accepted request.
 
-use std::{collections::HashMap, future::Future, pin::Pin, sync::Arc, time::Instant};
+use std::{
+    collections::HashMap,
+    future::Future,
+    hash::{BuildHasher as _, RandomState},
+    pin::Pin,
+    sync::Arc,
+    time::Instant,
+};
 
 use futures_util::{StreamExt, stream::FuturesUnordered};
 use tokio::sync::{mpsc, oneshot, watch};
 
 use super::{
     Admit, Command, Settings, View, draining,
-    job::{End, Job, Limits, Times},
+    job::{End, Job, Limits, Sharing, Times},
     model_unavailable, prompt,
     service_time::ServiceTime,
     ticket::{self, Ticket},
 };
 use crate::{
-    engine::{EngineEvent, EngineHandle},
+    config::SharePrefix,
+    engine::{EngineEvent, EngineHandle, Prompt},
     request::{
         Client, ErrorCode, Outcome, RequestError,
         queue::{self, Entry, Full, Queue},
@@ -59,6 +67,7 @@ pub(super) struct Owner {
     drain: Option<Drain>,
     /// Waiting and running, as last published.
     load: (usize, usize),
+    scopes: RandomState,
 }
 
 struct Drain {
@@ -80,6 +89,7 @@ impl Owner {
             next_key: 0,
             drain: None,
             load: (0, 0),
+            scopes: RandomState::new(),
             parts,
         }
     }
@@ -130,7 +140,7 @@ impl Owner {
     fn admit(
         &mut self,
         mut request: crate::request::Request,
-        prompt: Option<Vec<u32>>,
+        prompt: Option<Prompt>,
         arrived: Instant,
     ) -> Result<Ticket, RequestError> {
         // Asked again: much may have happened while the prompt was tokenised.
@@ -203,7 +213,7 @@ impl Owner {
         }
     }
 
-    fn prepared(&mut self, key: u64, prompt: Result<Option<Vec<u32>>, RequestError>) {
+    fn prepared(&mut self, key: u64, prompt: Result<Option<Prompt>, RequestError>) {
         match prompt {
             Ok(prompt) => {
                 if let Some((_, job)) = self.queue.payloads_mut().find(|(other, _)| *other == key) {
@@ -398,7 +408,7 @@ impl Owner {
             let cells = job.cells(limits).unwrap_or(0);
             let prompter = self.parts.view.borrow().prompter.clone();
             let stop_tokens = prompter.map_or_else(Vec::new, |prompter| prompter.stop_tokens(&job.request.stop));
-            let start = job.start(key, stop_tokens, limits, now());
+            let start = job.start(key, stop_tokens, self.sharing(&client), limits, now());
             self.parts.metrics.prompt_read(start.prompt.len() as u64);
             self.slots.insert(key, Slot { client, cells, job: Some(job) });
             // Where the engine is gone, its end comes as an event and fails the request.
@@ -406,6 +416,17 @@ impl Owner {
         }
         for (ahead, (_, job)) in self.queue.payloads_mut().enumerate() {
             job.tell_ahead(ahead);
+        }
+    }
+
+    /// Clients are told apart by a keyed hash: the engine needs no names.
+    fn sharing(&self, client: &Client) -> Sharing {
+        // 0 is nobody, 1 everybody.
+        let own = || self.scopes.hash_one(client).max(2);
+        match self.parts.settings.share_prefix {
+            SharePrefix::All => Sharing { scope: 1, public: true },
+            _ if client.is_anonymous() => Sharing { scope: 0, public: self.parts.settings.share_prefix.public() },
+            share => Sharing { scope: own(), public: share.public() },
         }
     }
 

@@ -2,7 +2,7 @@
 
 use crate::{
     chat::Prompter,
-    engine::{EngineHandle, TokeniseError},
+    engine::{EngineHandle, Prompt, TokeniseError},
     request::{ErrorCode, Input, RequestError},
 };
 
@@ -28,34 +28,37 @@ pub(super) async fn prepare(
     prompter: &Prompter,
     engine: &EngineHandle,
     context: u32,
-) -> Result<Option<Vec<u32>>, RequestError> {
-    let segments = match input {
-        Input::Chat(turns) => prompter.chat(turns).map_err(|error| RequestError::invalid("messages", error))?,
-        Input::Raw(prompt) => prompter.raw(prompt),
+) -> Result<Option<Prompt>, RequestError> {
+    let (segments, public) = match input {
+        Input::Chat(turns) => (
+            prompter.chat(turns).map_err(|error| RequestError::invalid("messages", error))?,
+            prompter.public(turns).unwrap_or_default(),
+        ),
+        Input::Raw(prompt) => (prompter.raw(prompt), Vec::new()),
     };
-    match engine.tokenise(segments).await {
-        Ok(tokens) => fits(tokens, context).map(Some),
+    match engine.tokenise(segments, public).await {
+        Ok(prompt) => fits(prompt, context).map(Some),
         Err(TokeniseError::Gone) => Ok(None),
         Err(error @ TokeniseError::Engine(_)) => Err(RequestError::new(ErrorCode::Internal, error.to_string())),
     }
 }
 
 /// A prompt must leave room for one token of the answer; it is never cut.
-fn fits(tokens: Vec<u32>, context: u32) -> Result<Vec<u32>, RequestError> {
-    if tokens.is_empty() {
+fn fits(prompt: Prompt, context: u32) -> Result<Prompt, RequestError> {
+    if prompt.tokens.is_empty() {
         return Err(RequestError::new(ErrorCode::InvalidRequest, "the prompt has no tokens"));
     }
-    if tokens.len() < context as usize {
-        return Ok(tokens);
+    if prompt.tokens.len() < context as usize {
+        return Ok(prompt);
     }
     Err(RequestError::new(
         ErrorCode::ContextLengthExceeded,
         format!(
             "the prompt has {} tokens; the context holds {context}, of which one is kept for the answer",
-            tokens.len()
+            prompt.tokens.len()
         ),
     )
-    .with_numbers(context as usize, tokens.len()))
+    .with_numbers(context as usize, prompt.tokens.len()))
 }
 
 #[cfg(test)]
@@ -64,9 +67,10 @@ mod tests {
 
     #[test]
     fn a_prompt_leaves_room_for_one_token() {
-        assert!(fits(vec![1; 255], 256).is_ok());
-        let error = fits(vec![1; 256], 256).expect_err("too long");
+        let fits = |tokens| fits(Prompt { tokens, public_prefix: 0 }, 256);
+        assert!(fits(vec![1; 255]).is_ok());
+        let error = fits(vec![1; 256]).expect_err("too long");
         assert_eq!((error.code, error.limit, error.actual), (ErrorCode::ContextLengthExceeded, Some(256), Some(256)));
-        assert_eq!(fits(vec![], 256).expect_err("empty").code, ErrorCode::InvalidRequest);
+        assert_eq!(fits(vec![]).expect_err("empty").code, ErrorCode::InvalidRequest);
     }
 }

@@ -9,7 +9,7 @@ use tokio::sync::mpsc;
 use super::{Dispatcher, Event, Settings, Ticket, initial_status};
 use crate::{
     chat::Prompter,
-    config::{Machine, Overrides},
+    config::{Machine, Overrides, SharePrefix},
     engine::{EngineEvent, EngineHandle},
     request::{Client, ErrorCode, Request, RequestError, WayIn, check},
     status::StatusBoard,
@@ -53,6 +53,7 @@ impl Rig {
             share: 100,
             deadline: Duration::from_secs(60),
             max_tokens: 16,
+            share_prefix: SharePrefix::System,
         };
         let dispatcher = Dispatcher::start(settings, handle.clone(), incoming, status.clone(), metrics.clone());
         let frames = play_tokeniser(&handle);
@@ -96,7 +97,7 @@ impl Rig {
     }
 
     async fn says(&self, sequence: u64, text: &str, end: Option<&str>) {
-        let finished = end.map(|reason| Finished { reason: reason.into(), error: None });
+        let finished = end.map(|reason| Finished { reason: reason.into(), ..Finished::default() });
         let output =
             SequenceOutput { sequence, tokens: vec![7], text: text.into(), finished, ..SequenceOutput::default() };
         self.event(EngineEvent::Step(Step { outputs: vec![output] })).await;
@@ -114,7 +115,7 @@ fn play_tokeniser(handle: &EngineHandle) -> mpsc::Receiver<Frame> {
             match frame {
                 Frame::Tokenise(ask) => {
                     let tokens = ask.segments.iter().flat_map(|segment| segment.text.bytes().map(u32::from)).collect();
-                    handle.tokenised(Tokenised { id: ask.id, tokens, error: None });
+                    handle.tokenised(Tokenised { id: ask.id, tokens, ..Tokenised::default() });
                 }
                 Frame::Hello(_) | Frame::Load(_) => {}
                 other => sender.send(other).await.expect("the test listens"),

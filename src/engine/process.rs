@@ -40,11 +40,12 @@ impl EngineProcess {
     ///
     /// # Errors
     /// Where the process cannot be started.
-    pub fn spawn(binary: &Path, outgoing: mpsc::Receiver<ToEngine>) -> io::Result<Self> {
+    pub fn spawn(binary: &Path, environment: &[(&str, &str)], outgoing: mpsc::Receiver<ToEngine>) -> io::Result<Self> {
         let (ours, theirs) = StdUnixStream::pair()?;
         ours.set_nonblocking(true)?;
         let (read, write) = UnixStream::from_std(ours)?.into_split();
         let mut child = Command::new(binary)
+            .envs(environment.iter().copied())
             .stdin(Stdio::from(OwnedFd::from(theirs)))
             .stdout(Stdio::null())
             .stderr(Stdio::piped())

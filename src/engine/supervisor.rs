@@ -123,7 +123,7 @@ impl Supervisor {
         }
         let hello = Hello { protocol: frames::PROTOCOL, build: frames::BUILD.into(), flavour: String::new() };
         let outgoing = self.handle.attach([to_engine::Frame::Hello(hello), to_engine::Frame::Load(load(&self.config))]);
-        let end = match EngineProcess::spawn(&binary, outgoing) {
+        let end = match EngineProcess::spawn(&binary, environment(&self.config), outgoing) {
             Ok(process) => self.follow(process, &binary).await,
             Err(error) => End::Unusable(format!("engine {} does not start: {error}", binary.display())),
         };
@@ -240,7 +240,16 @@ fn load(config: &config::Engine) -> Load {
         n_ubatch: config.n_ubatch,
         load_mode: config.load_mode.as_str().into(),
         flash_attention: config.flash_attention.as_str().into(),
+        batch_invariant: config.batch_invariant,
+        lookup: config.lookup,
+        step_target_ms: config.step_target_ms,
     }
+}
+
+/// What ggml reads from the environment, once and before the first frame comes: on x86 another kernel for matrices of
+/// eight and more rows, which adds up in another order.
+fn environment(config: &config::Engine) -> &'static [(&'static str, &'static str)] {
+    if config.batch_invariant { &[("GGML_CPU_TILED_MM", "0")] } else { &[] }
 }
 
 /// A line of the engine's, in our log at its level.

@@ -29,6 +29,8 @@ pub struct Engine {
     pub outputs: Vec<SequenceOutput>,
     pub logs: Vec<Log>,
     pub tokenised: HashMap<u64, Tokenised>,
+    started: usize,
+    ended: usize,
 }
 
 /// What came of a sequence.
@@ -39,6 +41,10 @@ pub struct Answer {
     pub logprobs: Vec<TokenInfo>,
     pub reason: String,
     pub error: Option<String>,
+    pub digests: Vec<u64>,
+    pub cached: Option<u32>,
+    pub drafted: u32,
+    pub accepted: u32,
 }
 
 impl Answer {
@@ -50,19 +56,32 @@ impl Answer {
 impl Engine {
     /// An engine that has greeted and has been greeted.
     pub fn new() -> Self {
-        let mut engine = Self::silent();
+        Self::with_environment(&[])
+    }
+
+    pub fn with_environment(environment: &[(&str, &str)]) -> Self {
+        let mut engine = Self::silent(environment);
         engine.send(hello(frames::PROTOCOL));
         engine
     }
 
-    pub fn silent() -> Self {
+    pub fn silent(environment: &[(&str, &str)]) -> Self {
         let (socket, theirs) = UnixStream::pair().expect("a socket pair");
         socket.set_read_timeout(Some(STUCK)).expect("a time-out");
         let process = Command::new(env!("CARGO_BIN_EXE_temperd-engine"))
+            .envs(environment.iter().copied())
             .stdin(Stdio::from(OwnedFd::from(theirs)))
             .spawn()
             .expect("the engine starts");
-        let mut engine = Self { process, socket, outputs: Vec::new(), logs: Vec::new(), tokenised: HashMap::new() };
+        let mut engine = Self {
+            process,
+            socket,
+            outputs: Vec::new(),
+            logs: Vec::new(),
+            tokenised: HashMap::new(),
+            started: 0,
+            ended: 0,
+        };
         match engine.next() {
             from_engine::Frame::Hello(hello) => {
                 assert_eq!((hello.protocol, hello.build.as_str()), (frames::PROTOCOL, frames::BUILD));
@@ -75,8 +94,13 @@ impl Engine {
 
     /// An engine with the model loaded, the vocabulary and what came to be.
     pub fn loaded() -> (Self, Vocabulary, Ready) {
-        let mut engine = Self::new();
-        engine.send(to_engine::Frame::Load(load(&model())));
+        Self::loaded_with(load(&model()))
+    }
+
+    pub fn loaded_with(load: Load) -> (Self, Vocabulary, Ready) {
+        let invariant: &[(&str, &str)] = if load.batch_invariant { &[("GGML_CPU_TILED_MM", "0")] } else { &[] };
+        let mut engine = Self::with_environment(invariant);
+        engine.send(to_engine::Frame::Load(load));
         let vocabulary = match engine.next_but_logs() {
             from_engine::Frame::Vocabulary(vocabulary) => vocabulary,
             other => panic!("before Vocabulary came {other:?}"),
@@ -128,7 +152,7 @@ impl Engine {
 
     pub fn tokenise_all(&mut self, segments: Vec<Segment>, add_bos: bool) -> Vec<u32> {
         let id = 1_000_000 + self.tokenised.len() as u64;
-        self.send(to_engine::Frame::Tokenise(Tokenise { id, segments, add_bos }));
+        self.send(to_engine::Frame::Tokenise(Tokenise { id, segments, add_bos, ..Tokenise::default() }));
         while !self.tokenised.contains_key(&id) {
             self.read();
         }
@@ -144,6 +168,7 @@ impl Engine {
     }
 
     pub fn start(&mut self, start: Start) {
+        self.started += 1;
         self.send(to_engine::Frame::Start(start));
     }
 
@@ -156,17 +181,32 @@ impl Engine {
             self.read();
         }
         let mut answer = Answer::default();
+        self.ended += 1;
         for output in self.outputs.extract_if(.., |output| output.sequence == sequence) {
             assert_eq!(answer.reason, "", "output after the end");
             answer.tokens.extend(output.tokens);
             answer.pieces.push(output.text);
             answer.logprobs.extend(output.logprobs);
+            answer.digests.extend(output.digests);
+            answer.cached = answer.cached.or(output.cached_tokens);
             if let Some(finished) = output.finished {
                 answer.reason = finished.reason;
                 answer.error = finished.error;
+                (answer.drafted, answer.accepted) = (finished.drafted, finished.accepted);
             }
         }
         answer
+    }
+
+    /// Sequences that were started and have not finished yet.
+    pub fn running(&self) -> usize {
+        let ended = self.outputs.iter().filter(|output| output.finished.is_some()).count() + self.ended;
+        self.started - ended
+    }
+
+    /// Whether nothing is to be expected.
+    pub fn quiet(&self) -> bool {
+        self.running() == 0
     }
 
     pub fn answer(&mut self, start: Start) -> Answer {
@@ -226,6 +266,9 @@ pub fn load(path: &Path) -> Load {
         n_ubatch: 512,
         load_mode: "auto".to_owned(),
         flash_attention: "auto".to_owned(),
+        batch_invariant: false,
+        lookup: true,
+        step_target_ms: 150,
     }
 }
 

@@ -1,4 +1,10 @@
-//! The batch loop's body: sequences join and leave between decode steps, and each step decodes for all of them.
+//! The batch loop's body: sequences join and leave between decode steps, and each step decodes for all of them. What
+//! goes into a step is decided by `batch`, `prefix` and `lookup`, which are pure.
+
+use std::{
+    hash::{DefaultHasher, Hasher as _},
+    time::Instant,
+};
 
 use llama_cpp_2::{
     DecodeError,
@@ -8,52 +14,70 @@ use llama_cpp_2::{
     token::{LlamaToken, data_array::LlamaTokenDataArray},
     vocab::LlamaVocab,
 };
-use temperd::wire::engine::{Heartbeat, SequenceOutput, Start, Step, TokenInfo, TopToken, from_engine::Frame};
+use temperd::wire::engine::{
+    Finished, Heartbeat, SequenceOutput, Start, Step, TokenInfo, TopToken, from_engine::Frame,
+};
 
 use crate::{
-    batch::{self, Due, Part},
+    batch::{self, Due, Part, Wish},
+    cells::Cells,
+    curve::Curve,
     link::Link,
-    sampler,
+    load::Plan,
+    lookup, prefix, sampler,
     sequence::{Sequence, finished},
 };
+
+/// A step with prompt rows may last this many times a step without: where even the steps of running answers take longer
+/// than the target, prompts shall get on all the same.
+const BESIDE: f64 = 2.0;
+/// Longest step while nothing is being answered, in seconds: what comes in meanwhile waits for its end.
+const ALONE: f64 = 1.0;
+/// While nothing is being answered a step is as short as this share of the best speed allows.
+const SPEED: f64 = 0.97;
+/// Another's cells are waited for where they save at least this many more tokens than those there are.
+const WORTH_WAITING: usize = 16;
 
 /// A model at work.
 pub struct Decoder<'a> {
     link: &'a Link,
     vocab: LlamaVocab<'a>,
-    context: LlamaContext<'a>,
+    cells: Cells<'a>,
+    plan: Plan,
+    curve: Curve,
     /// In order of arrival.
     sequences: Vec<Sequence>,
-    free_slots: Vec<i32>,
+    kept: prefix::Cache,
     steps: u64,
     /// Outputs for the next Step frame.
     outputs: Vec<SequenceOutput>,
 
     // Kept from step to step, so that a step allocates next to nothing.
     batch: LlamaBatch<'static>,
-    due: Vec<Due>,
+    wishes: Vec<Wish>,
     parts: Vec<Part>,
-    /// Sequence and row of the batch whose logits were asked.
-    rows: Vec<(usize, i32)>,
+    /// Sequence, and the first row of the batch and number of rows whose logits were asked.
+    rows: Vec<(usize, i32, usize)>,
     candidates: LlamaTokenDataArray,
     bytes: Vec<u8>,
 }
 
 impl<'a> Decoder<'a> {
-    /// A decoder for up to `parallel` sequences.
-    pub fn new(model: &'a LlamaModel, context: LlamaContext<'a>, parallel: u32, link: &'a Link) -> Self {
+    /// A decoder that goes by this plan.
+    pub fn new(model: &'a LlamaModel, context: LlamaContext<'a>, plan: Plan, curve: Curve, link: &'a Link) -> Self {
         let batch = LlamaBatch::new(context.n_batch() as usize, 1);
-        let free_slots = (0..i32::try_from(parallel).unwrap_or(i32::MAX)).rev().collect();
         Self {
             link,
             vocab: model.vocab(),
-            context,
+            cells: Cells::new(context, plan.slots, plan.batch_invariant),
+            plan,
+            curve,
             sequences: Vec::new(),
-            free_slots,
+            kept: prefix::Cache::default(),
             steps: 0,
             outputs: Vec::new(),
             batch,
-            due: Vec::new(),
+            wishes: Vec::new(),
             parts: Vec::new(),
             rows: Vec::new(),
             candidates: LlamaTokenDataArray::new(Vec::new(), false),
@@ -73,6 +97,7 @@ impl<'a> Decoder<'a> {
             steps: self.steps,
             sequences: u32::try_from(self.sequences.len()).unwrap_or(u32::MAX),
             used_cells: u32::try_from(cells).unwrap_or(u32::MAX),
+            kept_cells: u32::try_from(self.kept.tokens()).unwrap_or(u32::MAX),
         }
     }
 
@@ -83,22 +108,39 @@ impl<'a> Decoder<'a> {
             tracing::error!("sequence {id} runs already, a second start of it is ignored");
             return;
         }
-        let Some(slot) = self.free_slots.pop() else {
+        let slot = if self.sequences.len() < self.plan.parallel { self.free_slot() } else { None };
+        let Some(slot) = slot else {
             self.outputs.push(failed(id, format!("all {} slots are busy", self.sequences.len())));
             return;
         };
-        match Sequence::new(start, slot, self.vocab.n_tokens(), self.context.n_ctx() as usize) {
+        match Sequence::new(start, slot, self.vocab.n_tokens(), self.cells.context.n_ctx() as usize) {
             Ok(sequence) if sequence.answer.may_begin() => self.sequences.push(sequence),
             Ok(_) => {
-                self.free_slots.push(slot);
+                self.cells.release(slot, 0);
                 let finished = Some(finished("length", None));
                 self.outputs.push(SequenceOutput { sequence: id, finished, ..SequenceOutput::default() });
             }
             Err(error) => {
-                self.free_slots.push(slot);
+                self.cells.release(slot, 0);
                 self.outputs.push(failed(id, error));
             }
         }
+    }
+
+    fn free_slot(&mut self) -> Option<i32> {
+        if let Some(slot) = self.cells.slot() {
+            return Some(slot);
+        }
+        self.evict().then(|| self.cells.slot()).flatten()
+    }
+
+    /// Gives up what was of use longest ago. False where nothing is kept.
+    fn evict(&mut self) -> bool {
+        let oldest = self.kept.evict();
+        if let Some(kept) = &oldest {
+            self.cells.release(kept.slot, kept.tokens.len());
+        }
+        oldest.is_some()
     }
 
     /// Ends a sequence as cancelled. One that has ended by itself meanwhile is none of ours any more.
@@ -115,13 +157,16 @@ impl<'a> Decoder<'a> {
         self.release();
     }
 
-    /// Ends every sequence with an error.
+    /// Ends every sequence with an error. What is in the KV cache is not relied on any more.
     pub fn fail_all(&mut self, why: &str) {
-        for sequence in &mut self.sequences {
-            sequence.ended = true;
+        for sequence in std::mem::take(&mut self.sequences) {
             self.outputs.push(failed(sequence.id, why.to_owned()));
+            self.cells.release(sequence.slot, sequence.cells());
         }
-        self.release();
+        for kept in self.kept.clear() {
+            self.cells.release(kept.slot, kept.tokens.len());
+        }
+        self.cells.clear();
     }
 
     /// Sends what has come together since the last time.
@@ -133,99 +178,222 @@ impl<'a> Decoder<'a> {
 
     /// One decode step for all sequences.
     pub fn step(&mut self) {
+        self.begin();
+        self.draft();
         self.compose();
         self.steps += 1;
-        match self.context.decode(&mut self.batch) {
-            Ok(()) => {}
-            Err(DecodeError::NoKvCacheSlot) => {
-                // The daemon counts cells, so this is a fault of one of us; the youngest has lost the least.
-                if let Some(youngest) = self.sequences.last_mut() {
-                    tracing::error!("the KV cache is full: sequence {} is given up", youngest.id);
-                    youngest.ended = true;
-                    self.outputs.push(failed(youngest.id, "the KV cache has no room".to_owned()));
-                }
-                self.release();
-                return;
-            }
-            Err(error) => {
-                // Nothing says which sequence it was, nor what of the step is in the cache.
-                tracing::error!("decode step failed: {error}");
-                self.fail_all(&format!("the engine could not decode: {error}"));
-                return;
-            }
+        let began = Instant::now();
+        if !self.decode() {
+            return;
         }
+        self.cells.context.synchronize();
+        let outputs = self.rows.iter().map(|(_, _, count)| count).sum();
+        self.curve.observe(self.parts.iter().map(|part| part.count).sum(), outputs, began.elapsed().as_secs_f64());
         for part in &self.parts {
-            if let Some(sequence) = self.sequences.get_mut(part.index) {
-                sequence.decoded(part.count);
+            if let (Some(sequence), Some(wish)) = (self.sequences.get_mut(part.index), self.wishes.get(part.index)) {
+                // Whether drafted tokens count is known once they are verified.
+                sequence.decoded(if matches!(wish.due, Due::Token { .. }) { 1 } else { part.count });
             }
         }
-        for row in 0..self.rows.len() {
-            if let Some(&(index, row)) = self.rows.get(row) {
-                self.sample(index, row);
+        for nth in 0..self.rows.len() {
+            if let Some(&(index, row, count)) = self.rows.get(nth) {
+                self.sample(index, row, count);
             }
         }
         self.release();
     }
 
+    /// Those that have not begun take over what others have read of their prompt. Where another is about to read more
+    /// of it, they wait: what several begin with is read once.
+    fn begin(&mut self) {
+        for index in 0..self.sequences.len() {
+            let Some(new) = self.sequences.get(index).filter(|sequence| !sequence.begun) else { continue };
+            let wanted = new.wanted();
+            let mut best = self.kept.best(&wanted);
+            let mut promised = 0;
+            for (at, other) in self.sequences.iter().enumerate().filter(|(at, _)| self.plan.keeps_cells && *at != index)
+            {
+                let count = wanted.shared_with(&other.held());
+                if best.is_none_or(|(_, most)| count > most) && count > 0 {
+                    best = Some((other.slot, count));
+                }
+                // Only those in front, so that two never wait for each other.
+                if at < index && !other.answering() && other.priority >= new.priority {
+                    promised = promised.max(wanted.shared_with(&other.promised()));
+                }
+            }
+            if promised >= best.map_or(0, |(_, count)| count) + WORTH_WAITING {
+                continue;
+            }
+            let Some(new) = self.sequences.get_mut(index) else { continue };
+            new.begun = true;
+            if let Some((slot, count)) = best {
+                self.cells.share(slot, new.slot, count);
+                self.kept.used(slot);
+                new.take_over(count);
+            }
+        }
+    }
+
+    /// Drafts what may follow, where that pays. While prompts are being read it does not: their rows are sure.
+    fn draft(&mut self) {
+        if !self.plan.lookup {
+            return;
+        }
+        let reading = self.sequences.iter().any(|sequence| !sequence.answering());
+        let context = self.cells.context.n_ctx() as usize;
+        let drafts: Vec<Option<lookup::Draft>> = (self.sequences.iter_mut())
+            .map(|sequence| {
+                let most = (sequence.answer.left() - 1).min(context.saturating_sub(sequence.tokens().len()));
+                (!reading).then(|| sequence.look_up(most)).flatten()
+            })
+            .collect();
+        let running = self.sequences.len();
+        let room = (self.cells.context.n_ubatch() as usize).saturating_sub(running);
+        let lengths = lookup::lengths(&drafts, running, &self.curve, room);
+        for ((sequence, draft), length) in self.sequences.iter_mut().zip(drafts).zip(lengths) {
+            sequence.expect(draft, length);
+        }
+    }
+
     fn compose(&mut self) {
-        self.due.clear();
-        self.due.extend(self.sequences.iter().map(Sequence::due));
-        batch::plan(&self.due, self.context.n_batch() as usize, &mut self.parts);
+        self.wishes.clear();
+        self.wishes.extend(self.sequences.iter().map(Sequence::wish));
+        let rows_of = |wish: &Wish| if let Due::Token { drafted } = wish.due { 1 + drafted } else { 0 };
+        let answers: usize = self.wishes.iter().map(rows_of).sum();
+        let most = (self.cells.context.n_ubatch() as usize).saturating_sub(answers);
+        let room = if answers == 0 {
+            self.curve.efficient_rows(ALONE, SPEED, most)
+        } else {
+            let longest = self.plan.step_target_s.max(BESIDE * self.curve.seconds(answers, answers));
+            self.curve.rows_within(longest, answers, most + answers).saturating_sub(answers)
+        };
+        batch::plan(&self.wishes, room.clamp(1, most.max(1)), &mut self.parts);
         self.batch.clear();
         self.rows.clear();
         for part in &self.parts {
             let Some(sequence) = self.sequences.get(part.index) else { continue };
-            let (tokens, logits) = sequence.next(part.count);
-            for (nth, (token, position)) in tokens.enumerate() {
-                let logits = logits && nth + 1 == part.count;
+            let mut outputs = 0;
+            for (token, position, logits) in sequence.next(part.count) {
                 let added = self.batch.add(token, position, &[sequence.slot], logits);
                 added.expect("the plan's room is the batch's size");
+                outputs += usize::from(logits);
             }
-            if logits {
-                self.rows.push((part.index, self.batch.n_tokens() - 1));
+            if outputs > 0 {
+                let first = self.batch.n_tokens() - i32::try_from(outputs).unwrap_or_default();
+                self.rows.push((part.index, first, outputs));
             }
         }
     }
 
-    fn sample(&mut self, index: usize, row: i32) {
-        let Some(sequence) = self.sequences.get_mut(index) else { return };
-        let logits = self.context.get_logits_ith(row);
-        let token = sequence.sampler.sample(logits, sequence.cells(), &mut self.candidates);
-        let id = u32::try_from(token.0).unwrap_or_default();
-        let ends = self.vocab.is_eog(token);
-        let full = sequence.cells() >= self.context.n_ctx() as usize;
-        self.bytes.clear();
-        self.vocab.token_to_piece_into(token, &mut self.bytes, false, None);
-        let taken = sequence.answer.take(id, &self.bytes, ends, full);
-
-        let mut output = SequenceOutput { sequence: sequence.id, text: taken.text, ..SequenceOutput::default() };
-        if taken.counts {
-            output.tokens.push(id);
-            if let Some(top) = sequence.logprobs {
-                output.logprobs.push(token_info(&self.vocab, logits, token, top));
+    /// Decodes what was composed. False where it could not, which those concerned have been told.
+    fn decode(&mut self) -> bool {
+        loop {
+            match self.cells.context.decode(&mut self.batch) {
+                Ok(()) => return true,
+                Err(DecodeError::NoKvCacheSlot) => match self.make_room() {
+                    Ok(true) => {}
+                    Ok(false) => {
+                        // The daemon counts cells, so this is a fault of one of us; the youngest has lost the least.
+                        if let Some(youngest) = self.sequences.last_mut() {
+                            tracing::error!("the KV cache is full: sequence {} is given up", youngest.id);
+                            youngest.ended = true;
+                            self.outputs.push(failed(youngest.id, "the KV cache has no room".to_owned()));
+                        }
+                        self.release();
+                        return false;
+                    }
+                    Err(error) => {
+                        tracing::error!("{error}");
+                        self.fail_all(&error);
+                        return false;
+                    }
+                },
+                Err(error) => {
+                    // Nothing says which sequence it was, nor what of the step is in the cache.
+                    tracing::error!("decode step failed: {error}");
+                    self.fail_all(&format!("the engine could not decode: {error}"));
+                    return false;
+                }
             }
         }
-        if let Some(reason) = taken.end {
-            output.finished = Some(finished(reason, None));
-            sequence.ended = true;
-        } else {
-            sequence.follow_with(token);
+    }
+
+    /// Frees cells that nobody needs now. A rebuild costs a copy of all the others, so it is not done for a few.
+    fn make_room(&mut self) -> Result<bool, String> {
+        if !self.plan.batch_invariant {
+            return Ok(self.evict());
         }
+        if self.cells.buried() < self.cells.context.n_ctx() as usize / 8 {
+            for _ in 0..self.kept.len().div_ceil(2) {
+                self.evict();
+            }
+        }
+        let gained = self.cells.buried() > 0;
+        self.cells.rebuild()?;
+        Ok(gained)
+    }
+
+    /// Takes the rows of one sequence one after the other, as long as each was drafted rightly.
+    fn sample(&mut self, index: usize, first: i32, count: usize) {
+        let Some(sequence) = self.sequences.get_mut(index) else { return };
+        let mut output = SequenceOutput { sequence: sequence.id, ..SequenceOutput::default() };
+        if sequence.answer_begins() {
+            output.cached_tokens = Some(u32::try_from(sequence.cached).unwrap_or(u32::MAX));
+        }
+        let drafted = std::mem::take(&mut sequence.draft);
+        let filled = sequence.cells() + drafted.0.len();
+        let mut accepted = 0;
+        for (row, nth) in (first..).zip(0..count) {
+            let logits = self.cells.context.get_logits_ith(row);
+            let token = sequence.sampler.sample(logits, sequence.cells(), &mut self.candidates);
+            let id = u32::try_from(token.0).unwrap_or_default();
+            let full = sequence.cells() >= self.cells.context.n_ctx() as usize;
+            self.bytes.clear();
+            self.vocab.token_to_piece_into(token, &mut self.bytes, false, None);
+            let taken = sequence.answer.take(id, &self.bytes, self.vocab.is_eog(token), full);
+            output.text.push_str(&taken.text);
+            if sequence.digests {
+                output.digests.push(digest(logits));
+            }
+            if taken.counts {
+                output.tokens.push(id);
+                if let Some(top) = sequence.logprobs {
+                    output.logprobs.push(token_info(&self.vocab, logits, token, top));
+                }
+            }
+            if let Some(reason) = taken.end {
+                let (drafted, accepted) = sequence.drafted;
+                output.finished = Some(Finished { drafted, accepted, ..finished(reason, None) });
+                sequence.ended = true;
+                break;
+            }
+            sequence.follow_with(token);
+            if drafted.0.get(nth) != Some(&token) {
+                break;
+            }
+            accepted += 1;
+            sequence.decoded(1);
+        }
+        sequence.learn(drafted.1, drafted.0.len(), accepted);
+        self.cells.remove(sequence.slot, sequence.cells(), filled);
         self.outputs.push(output);
     }
 
-    /// Empties the slots of sequences that have ended.
+    /// Takes ended sequences out. What they have read is kept for others that begin alike.
     fn release(&mut self) {
-        let (context, free_slots) = (&mut self.context, &mut self.free_slots);
-        self.sequences.retain(|sequence| {
-            if sequence.ended {
-                if let Err(error) = context.kv_cache_seq_rm(sequence.slot, None, None) {
-                    tracing::error!("slot {} could not be emptied: {error}", sequence.slot);
-                }
-                free_slots.push(sequence.slot);
+        let (ended, running) = std::mem::take(&mut self.sequences).into_iter().partition(|sequence| sequence.ended);
+        self.sequences = running;
+        let ended: Vec<Sequence> = ended;
+        for sequence in ended {
+            let mut kept = sequence.into_kept();
+            let useful = if self.plan.keeps_cells { kept.useful() } else { 0 };
+            self.cells.remove(kept.slot, useful, kept.tokens.len());
+            kept.tokens.truncate(useful);
+            for kept in self.kept.insert(kept) {
+                self.cells.release(kept.slot, kept.tokens.len());
             }
-            !sequence.ended
-        });
+        }
     }
 }
 
@@ -238,4 +406,13 @@ fn token_info(vocab: &LlamaVocab<'_>, logits: &[f32], token: LlamaToken, top: us
     let (logprob, best) = sampler::logprobs(logits, token, top);
     let top = best.into_iter().map(|(token, logprob)| TopToken { bytes: bytes(token), logprob }).collect();
     TokenInfo { bytes: bytes(token), logprob, top }
+}
+
+/// Tells rows of logits apart, bit for bit.
+fn digest(logits: &[f32]) -> u64 {
+    let mut hasher = DefaultHasher::new();
+    for logit in logits {
+        hasher.write_u32(logit.to_bits());
+    }
+    hasher.finish()
 }

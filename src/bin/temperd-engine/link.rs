@@ -80,7 +80,11 @@ pub fn read(socket: UnixStream, link: &Link, owner: &SyncSender<Command>, tokeni
                 if let Err(TrySendError::Full(Job::Tokenise(tokenise))) = tokeniser.try_send(Job::Tokenise(tokenise)) {
                     // Waiting here would hold up the stop of a running sequence behind texts.
                     let error = Some(format!("{} texts already wait for the tokeniser", crate::JOBS));
-                    link.send(from_engine::Frame::Tokenised(Tokenised { id: tokenise.id, tokens: Vec::new(), error }));
+                    link.send(from_engine::Frame::Tokenised(Tokenised {
+                        id: tokenise.id,
+                        error,
+                        ..Tokenised::default()
+                    }));
                 }
                 continue;
             }

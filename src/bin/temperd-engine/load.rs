@@ -14,7 +14,7 @@ use llama_cpp_2::{
 };
 use temperd::wire::engine::{Load, Loading, from_engine::Frame};
 
-use crate::{link::Link, log::Errors};
+use crate::{curve::Curve, link::Link, log::Errors, measure};
 
 /// Most sequences of one context (llama.cpp's `LLAMA_MAX_SEQ`).
 const MAX_SEQUENCES: u32 = 256;
@@ -62,6 +62,75 @@ pub fn weights(backend: &LlamaBackend, errors: &Errors, link: Arc<Link>, load: &
     LlamaModel::load_from_file(backend, &load.model, &params).map_err(|error| errors.reason(&error.to_string()))
 }
 
+/// How the batch loop works.
+#[derive(Debug, Clone, Copy)]
+pub struct Plan {
+    /// Most sequences that run at once.
+    pub parallel: usize,
+    /// llama.cpp's sequence ids, for those and for ended ones whose cells are kept.
+    pub slots: i32,
+    /// Whether cells can be shared, kept and removed one by one. A recurrent model has one state per sequence instead,
+    /// which only whole sequences can use.
+    pub keeps_cells: bool,
+    /// Whether tokens are drafted from what a sequence has read and written.
+    pub lookup: bool,
+    /// Whether results must not depend on what else runs.
+    pub batch_invariant: bool,
+    /// How long running answers may wait for a step in which prompts are read too, in seconds.
+    pub step_target_s: f64,
+}
+
+/// Ended sequences that are kept, by sequences that run.
+const KEPT: u32 = 3;
+
+/// The plan for this model.
+///
+/// # Errors
+/// A mode that cannot hold here.
+pub fn plan(model: &LlamaModel, load: &Load) -> Result<Plan, String> {
+    let keeps_cells = !model.is_recurrent() && !model.is_hybrid();
+    if load.batch_invariant {
+        batch_invariant(load, keeps_cells)?;
+    }
+    let spare = u32::from(load.batch_invariant);
+    let kept =
+        if keeps_cells { (load.parallel * KEPT).min(MAX_SEQUENCES.saturating_sub(load.parallel + spare)) } else { 0 };
+    Ok(Plan {
+        parallel: load.parallel as usize,
+        slots: i32::try_from(load.parallel + kept).unwrap_or(i32::MAX),
+        keeps_cells,
+        lookup: load.lookup && keeps_cells,
+        batch_invariant: load.batch_invariant,
+        step_target_s: f64::from(load.step_target_ms) / 1e3,
+    })
+}
+
+/// The environment variable that keeps ggml on x86 from another kernel for matrices of eight and more rows. It is read
+/// once, so the daemon sets it before the engine starts.
+pub const TILED: &str = "GGML_CPU_TILED_MM";
+
+/// What a token's logits depend on beside its own sequence, on a CPU: kernels chosen by the number of rows (of matrix
+/// products on x86, of attention where V is f16), and the order of cells.
+fn batch_invariant(load: &Load, keeps_cells: bool) -> Result<(), String> {
+    let refuse = |why: &str| Err(format!("batch_invariant cannot hold: {why}"));
+    if load.gpu_layers != 0 {
+        return refuse("it is for the CPU alone; set gpu_layers = 0");
+    }
+    if load.kv_type_v != "q8_0" {
+        return refuse("V of the KV cache must be q8_0; set kv_type = \"f16/q8_0\" or \"q8_0\"");
+    }
+    if load.flash_attention == "off" {
+        return refuse("it needs flash attention; set flash_attention = \"on\"");
+    }
+    if !keeps_cells {
+        return refuse("the model is recurrent");
+    }
+    if cfg!(target_arch = "x86_64") && std::env::var(TILED).as_deref() != Ok("0") {
+        return refuse("the engine was started without GGML_CPU_TILED_MM=0");
+    }
+    Ok(())
+}
+
 /// Threads for one and for many rows; 0 means all.
 pub fn threads(load: &Load) -> (u32, u32) {
     let all = thread::available_parallelism().map_or(1, |n| u32::try_from(n.get()).unwrap_or(1));
@@ -69,7 +138,7 @@ pub fn threads(load: &Load) -> (u32, u32) {
     (or_all(load.threads), or_all(load.threads_batch))
 }
 
-/// Creates the context and decodes once, so that the first request pays for no first touch of memory.
+/// Creates the context, decodes once, so that the first request pays for no first touch of memory, and measures steps.
 ///
 /// # Errors
 /// Why not.
@@ -78,8 +147,9 @@ pub fn context<'model>(
     errors: &Errors,
     model: &'model LlamaModel,
     load: &Load,
-) -> Result<LlamaContext<'model>, String> {
-    let params = params(load)?;
+    plan: &Plan,
+) -> Result<(LlamaContext<'model>, Curve), String> {
+    let params = params(load, plan)?;
     errors.clear();
     let mut context = model.new_context(backend, params).map_err(|error| {
         let reason = errors.reason(&error.to_string());
@@ -89,11 +159,11 @@ pub fn context<'model>(
         let (batch, parallel) = (context.n_batch(), load.parallel);
         return Err(format!("n_batch {batch} is less than parallel {parallel}: each sequence needs a row of a step"));
     }
-    warm_up(model, &mut context).map_err(|error| format!("first decode: {}", errors.reason(&error)))?;
-    Ok(context)
+    let curve = warm_up(model, &mut context).map_err(|error| format!("first decode: {}", errors.reason(&error)))?;
+    Ok((context, curve))
 }
 
-fn params(load: &Load) -> Result<LlamaContextParams, String> {
+fn params(load: &Load, plan: &Plan) -> Result<LlamaContextParams, String> {
     if load.parallel == 0 || load.parallel > MAX_SEQUENCES {
         return Err(format!("parallel {} is not within 1 to {MAX_SEQUENCES}", load.parallel));
     }
@@ -112,7 +182,7 @@ fn params(load: &Load) -> Result<LlamaContextParams, String> {
     let (threads, threads_batch) = threads(load);
     Ok(LlamaContextParams::default()
         .with_n_ctx(NonZeroU32::new(load.context))
-        .with_n_seq_max(load.parallel)
+        .with_n_seq_max(u32::try_from(plan.slots).unwrap_or(1) + u32::from(plan.batch_invariant))
         .with_kv_unified(true)
         .with_type_k(kv_type(&load.kv_type_k)?)
         .with_type_v(kv_type(&load.kv_type_v)?)
@@ -131,7 +201,7 @@ fn kv_type(name: &str) -> Result<KvCacheType, String> {
     }
 }
 
-fn warm_up(model: &LlamaModel, context: &mut LlamaContext<'_>) -> Result<(), String> {
+fn warm_up(model: &LlamaModel, context: &mut LlamaContext<'_>) -> Result<Curve, String> {
     let bos = model.vocab().bos();
     let token = if bos.0 >= 0 { bos } else { LlamaToken(0) };
     let mut batch = LlamaBatch::new(1, 1);
@@ -139,6 +209,7 @@ fn warm_up(model: &LlamaModel, context: &mut LlamaContext<'_>) -> Result<(), Str
     context.decode(&mut batch).map_err(|error| error.to_string())?;
     context.synchronize();
     context.clear_kv_cache();
+    let curve = measure::measure(context, token)?;
     context.reset_timings();
-    Ok(())
+    Ok(curve)
 }

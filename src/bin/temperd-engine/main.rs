@@ -13,11 +13,16 @@
 //! This is the only part of temperd that calls into C++, so the only one that may hold `unsafe`.
 
 mod batch;
+mod cells;
+mod curve;
 mod decode;
 mod link;
 mod load;
 mod log;
+mod lookup;
+mod measure;
 mod owner;
+mod prefix;
 mod sampler;
 mod sequence;
 mod text;

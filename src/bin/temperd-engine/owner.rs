@@ -81,9 +81,10 @@ fn serve(around: &Surroundings, load: &Load, commands: &Receiver<Command>) -> Re
     link.send(Frame::Vocabulary(description));
 
     let model = load::weights(backend, errors, Arc::clone(link), load)?;
-    let context = load::context(backend, errors, &model, load)?;
+    let plan = load::plan(&model, load)?;
+    let (context, curve) = load::context(backend, errors, &model, load, &plan)?;
     link.send(Frame::Ready(ready(around, load, &model, &context, began)));
-    Ok(decode(Decoder::new(&model, context, load.parallel, link), link, commands))
+    Ok(decode(Decoder::new(&model, context, plan, curve, link), link, commands))
 }
 
 fn ready(around: &Surroundings, load: &Load, model: &LlamaModel, context: &LlamaContext<'_>, began: Instant) -> Ready {

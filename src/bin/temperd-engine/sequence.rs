@@ -3,7 +3,13 @@
 use llama_cpp_2::token::LlamaToken;
 use temperd::wire::engine::{Finished, Start};
 
-use crate::{batch::Due, sampler::Sampler, text::Text};
+use crate::{
+    batch::{Due, Wish},
+    lookup::{Draft, Lookup},
+    prefix::{Kept, Owned},
+    sampler::Sampler,
+    text::Text,
+};
 
 /// A sequence in its slot.
 pub struct Sequence {
@@ -11,21 +17,36 @@ pub struct Sequence {
     pub id: u64,
     /// llama.cpp's sequence id.
     pub slot: i32,
+    /// Greater goes first.
+    pub priority: i32,
     /// Chooses its tokens.
     pub sampler: Sampler,
     /// Its answer so far.
     pub answer: Answer,
     /// Best tokens to report beside each chosen one, where log probabilities are wanted at all.
     pub logprobs: Option<usize>,
+    /// Whether digests of its logits are wanted.
+    pub digests: bool,
     /// Whether its end has been reported; it leaves its slot before the next step.
     pub ended: bool,
-    /// The prompt, until it is read; then the token sampled last.
-    pending: Vec<LlamaToken>,
-    answering: bool,
-    /// How many of `pending` are in the KV cache.
-    read: usize,
-    /// Tokens in the KV cache.
+    /// Whether what it begins with has been looked for in others' cells.
+    pub begun: bool,
+    /// Prompt tokens that were taken over from others' cells.
+    pub cached: usize,
+    /// Drafts from its own text.
+    lookup: Lookup,
+    /// What is drafted to follow in the next step, and whether its match was long.
+    pub draft: (Vec<LlamaToken>, bool),
+    /// Drafted tokens so far, and how many of them were right.
+    pub drafted: (u32, u32),
+    /// Prompt and answer; but for the token sampled last, the answer's are in the KV cache.
+    tokens: Vec<LlamaToken>,
+    prompt: usize,
+    /// How many of `tokens` are in the KV cache.
     cells: usize,
+    public: usize,
+    scope: u64,
+    adapter: u64,
 }
 
 impl Sequence {
@@ -35,57 +56,142 @@ impl Sequence {
     /// Why it cannot run: an empty or too long prompt, a token that does not exist, a sampling value out of range.
     pub fn new(start: Start, slot: i32, n_vocab: i32, context: usize) -> Result<Self, String> {
         let token = |id: &u32| i32::try_from(*id).ok().filter(|id| *id < n_vocab).map(LlamaToken);
-        let pending: Option<Vec<LlamaToken>> = start.prompt.iter().map(token).collect();
-        let pending = pending.ok_or_else(|| format!("the prompt holds a token beyond the vocabulary of {n_vocab}"))?;
-        if pending.is_empty() {
+        let tokens: Option<Vec<LlamaToken>> = start.prompt.iter().map(token).collect();
+        let tokens = tokens.ok_or_else(|| format!("the prompt holds a token beyond the vocabulary of {n_vocab}"))?;
+        if tokens.is_empty() {
             return Err("the prompt is empty".to_owned());
         }
-        if pending.len() > context {
-            return Err(format!("the prompt has {} tokens, the context {context}", pending.len()));
+        if tokens.len() > context {
+            return Err(format!("the prompt has {} tokens, the context {context}", tokens.len()));
         }
         Ok(Self {
             id: start.sequence,
             slot,
-            sampler: Sampler::new(&start.sampling.unwrap_or_default(), n_vocab, &pending)?,
+            priority: start.priority,
+            sampler: Sampler::new(&start.sampling.unwrap_or_default(), n_vocab, &tokens)?,
             logprobs: start.logprobs.then_some(start.top_logprobs as usize),
+            digests: start.digests,
             answer: Answer::new(start.stop, start.stop_tokens, start.max_tokens),
             ended: false,
-            answering: false,
-            pending,
-            read: 0,
+            begun: false,
+            cached: 0,
+            lookup: Lookup::new(),
+            draft: (Vec::new(), false),
+            drafted: (0, 0),
+            prompt: tokens.len(),
             cells: 0,
+            public: (start.public_prefix as usize).min(tokens.len()),
+            scope: start.scope,
+            adapter: 0,
+            tokens,
         })
     }
 
-    /// What it has to decode next.
-    pub fn due(&self) -> Due {
-        if self.answering { Due::Token } else { Due::Prompt(self.pending.len() - self.read) }
+    /// What it has to decode next. One that has not begun waits for another's cells.
+    pub fn wish(&self) -> Wish {
+        let due = match self.prompt.saturating_sub(self.cells) {
+            _ if !self.begun => Due::Nothing,
+            0 => Due::Token { drafted: self.draft.0.len() },
+            rest => Due::Prompt(rest),
+        };
+        Wish { due, priority: self.priority }
     }
 
-    /// The next `count` tokens to decode and their positions, and whether the last of them wants logits.
-    pub fn next(&self, count: usize) -> (impl Iterator<Item = (LlamaToken, i32)>, bool) {
-        let tokens = self.pending.iter().skip(self.read).take(count).copied();
-        let positions = i32::try_from(self.cells).unwrap_or(i32::MAX)..;
-        (tokens.zip(positions), self.read + count >= self.pending.len())
+    /// Whether its prompt is read.
+    pub fn answering(&self) -> bool {
+        self.cells >= self.prompt
     }
 
-    /// Notes that `count` tokens have been decoded.
+    /// The next `count` tokens to decode, drafted ones at the end, with their positions, each with whether it wants
+    /// logits.
+    pub fn next(&self, count: usize) -> impl Iterator<Item = (LlamaToken, i32, bool)> {
+        let tokens = self.tokens.iter().chain(&self.draft.0).enumerate().skip(self.cells).take(count);
+        let last = self.tokens.len() - 1;
+        tokens.map(move |(at, token)| (*token, i32::try_from(at).unwrap_or(i32::MAX), at >= last))
+    }
+
+    /// Notes that `count` tokens of the prompt, or the token sampled last, are in the KV cache.
     pub fn decoded(&mut self, count: usize) {
-        self.read += count;
         self.cells += count;
     }
 
-    /// The token to decode next.
+    /// The token that follows. Where it is the next drafted one, its cell is filled already.
     pub fn follow_with(&mut self, token: LlamaToken) {
-        self.pending.clear();
-        self.pending.push(token);
-        self.read = 0;
-        self.answering = true;
+        self.tokens.push(token);
+    }
+
+    /// Takes over the first `count` cells of another.
+    pub fn take_over(&mut self, count: usize) {
+        (self.cells, self.cached) = (count, count);
     }
 
     /// Tokens of it in the KV cache: all that precede the token to be sampled.
     pub fn cells(&self) -> usize {
         self.cells
+    }
+
+    /// All its tokens.
+    pub fn tokens(&self) -> &[LlamaToken] {
+        &self.tokens
+    }
+
+    /// The prompt, for finding what it may take over. The last token is read in any case: its logits are needed.
+    pub fn wanted(&self) -> Owned<'_> {
+        self.owned(self.prompt.saturating_sub(1))
+    }
+
+    /// What is in the KV cache.
+    pub fn held(&self) -> Owned<'_> {
+        self.owned(self.cells)
+    }
+
+    /// What will be in the KV cache once the prompt is read.
+    pub fn promised(&self) -> Owned<'_> {
+        self.owned(self.prompt.max(self.cells))
+    }
+
+    fn owned(&self, count: usize) -> Owned<'_> {
+        let tokens = self.tokens.get(..count).unwrap_or(&self.tokens);
+        Owned { tokens, public: self.public, scope: self.scope, adapter: self.adapter }
+    }
+
+    /// Whether no token of the answer is there yet.
+    pub fn answer_begins(&self) -> bool {
+        self.tokens.len() == self.prompt
+    }
+
+    /// What of its own text may follow, at most `most` tokens.
+    pub fn look_up(&mut self, most: usize) -> Option<Draft> {
+        self.lookup.draft(&self.tokens, most)
+    }
+
+    /// Drafts the first `length` tokens of what was looked up.
+    pub fn expect(&mut self, draft: Option<Draft>, length: usize) {
+        self.draft = match draft {
+            Some(mut draft) if length > 0 => {
+                draft.tokens.truncate(length);
+                (draft.tokens, draft.long)
+            }
+            _ => (Vec::new(), false),
+        };
+    }
+
+    /// Notes how many of the drafted tokens were right.
+    pub fn learn(&mut self, long: bool, drafted: usize, accepted: usize) {
+        if drafted == 0 {
+            self.lookup.forgive();
+            return;
+        }
+        self.lookup.learn(long, drafted, accepted);
+        let count = |n: usize| u32::try_from(n).unwrap_or(u32::MAX);
+        self.drafted.0 = self.drafted.0.saturating_add(count(drafted));
+        self.drafted.1 = self.drafted.1.saturating_add(count(accepted));
+    }
+
+    /// What stays when it has ended.
+    pub fn into_kept(mut self) -> Kept {
+        self.tokens.truncate(self.cells);
+        Kept { slot: self.slot, public: self.public, scope: self.scope, adapter: self.adapter, tokens: self.tokens }
     }
 }
 
@@ -112,6 +218,11 @@ impl Answer {
     /// An empty answer of at most `max` tokens.
     pub fn new(stop: Vec<String>, stop_tokens: Vec<u32>, max: u32) -> Self {
         Self { text: Text::new(stop), stop_tokens, left: max }
+    }
+
+    /// Tokens it may still have.
+    pub fn left(&self) -> usize {
+        self.left as usize
     }
 
     /// Whether it may have any token at all.
@@ -144,7 +255,7 @@ impl Answer {
 
 /// The end of a sequence.
 pub fn finished(reason: &str, error: Option<String>) -> Finished {
-    Finished { reason: reason.to_owned(), error }
+    Finished { reason: reason.to_owned(), error, ..Finished::default() }
 }
 
 #[cfg(test)]
@@ -155,21 +266,38 @@ mod tests {
         Start { sequence: 1, prompt, max_tokens: 4, ..Start::default() }
     }
 
+    fn next(sequence: &Sequence, count: usize) -> Vec<(i32, i32, bool)> {
+        sequence.next(count).map(|(token, position, logits)| (token.0, position, logits)).collect()
+    }
+
     #[test]
     fn a_prompt_is_read_in_parts_and_only_its_last_token_wants_logits() {
         let mut sequence = Sequence::new(start(vec![5, 6, 7]), 0, 10, 8).expect("it fits");
-        assert_eq!(sequence.due(), Due::Prompt(3));
-        let (tokens, logits) = sequence.next(2);
-        assert_eq!((tokens.collect::<Vec<_>>(), logits), (vec![(LlamaToken(5), 0), (LlamaToken(6), 1)], false));
+        assert_eq!(sequence.wish().due, Due::Nothing);
+        sequence.begun = true;
+        assert_eq!(sequence.wish().due, Due::Prompt(3));
+        assert_eq!(next(&sequence, 2), [(5, 0, false), (6, 1, false)]);
         sequence.decoded(2);
-        assert_eq!(sequence.due(), Due::Prompt(1));
-        let (tokens, logits) = sequence.next(1);
-        assert_eq!((tokens.collect::<Vec<_>>(), logits), (vec![(LlamaToken(7), 2)], true));
+        assert_eq!(sequence.wish().due, Due::Prompt(1));
+        assert_eq!(next(&sequence, 1), [(7, 2, true)]);
         sequence.decoded(1);
         sequence.follow_with(LlamaToken(9));
-        assert_eq!(sequence.due(), Due::Token);
-        let (tokens, logits) = sequence.next(1);
-        assert_eq!((tokens.collect::<Vec<_>>(), logits), (vec![(LlamaToken(9), 3)], true));
+        assert_eq!(sequence.wish().due, Due::Token { drafted: 0 });
+        assert_eq!(next(&sequence, 1), [(9, 3, true)]);
+        sequence.draft = (vec![LlamaToken(1), LlamaToken(2)], false);
+        assert_eq!(next(&sequence, 3), [(9, 3, true), (1, 4, true), (2, 5, true)]);
+        sequence.decoded(1);
+        assert_eq!(sequence.into_kept().tokens.len(), 4);
+    }
+
+    #[test]
+    fn the_last_prompt_token_is_never_taken_over() {
+        let mut sequence = Sequence::new(start(vec![5, 6, 7]), 0, 10, 8).expect("it fits");
+        assert_eq!(sequence.wanted().tokens.len(), 2);
+        sequence.begun = true;
+        sequence.take_over(2);
+        assert_eq!((sequence.wish().due, sequence.cached), (Due::Prompt(1), 2));
+        assert_eq!(next(&sequence, 1), [(7, 2, true)]);
     }
 
     #[test]

@@ -73,12 +73,17 @@ pub fn tokenise(jobs: &Receiver<Job>, link: &Link) {
     while let Ok(job) = jobs.recv() {
         match job {
             Job::Vocabulary(new) => model = Some(new),
-            Job::Tokenise(Tokenise { id, segments, add_bos }) => {
-                let (tokens, error) = match &model {
-                    Some(model) => (tokens(&model.vocab(), &segments, add_bos), None),
-                    None => (Vec::new(), Some("no model is loaded".to_owned())),
+            Job::Tokenise(Tokenise { id, segments, add_bos, public }) => {
+                let answer = match &model {
+                    Some(model) => {
+                        let tokens_of = |segments: &[Segment]| tokens(&model.vocab(), segments, add_bos);
+                        let (tokens, public) = (tokens_of(&segments), tokens_of(&public));
+                        let common = tokens.iter().zip(&public).take_while(|(a, b)| a == b).count();
+                        Tokenised { id, tokens, public_prefix: u32::try_from(common).unwrap_or(0), error: None }
+                    }
+                    None => Tokenised { id, error: Some("no model is loaded".to_owned()), ..Tokenised::default() },
                 };
-                link.send(Frame::Tokenised(Tokenised { id, tokens, error }));
+                link.send(Frame::Tokenised(answer));
             }
         }
     }

@@ -1,0 +1,96 @@
+//! The cells of the KV cache, by llama.cpp's sequence ids: taken over, given back, and kept in order where results must
+//! not depend on it.
+
+use llama_cpp_2::context::LlamaContext;
+
+/// The context with its cells.
+pub struct Cells<'a> {
+    /// llama.cpp's context.
+    pub context: LlamaContext<'a>,
+    free: Vec<i32>,
+    /// A sequence id that holds cells nobody needs any more, and how many. With it no cell is filled again before a
+    /// rebuild, so that the cells of each sequence stay in the order of its tokens: attention adds up in the order of
+    /// cells, and another order gives other last bits.
+    graveyard: Option<(i32, usize)>,
+}
+
+impl<'a> Cells<'a> {
+    /// `slots` sequence ids; one more is the graveyard where `ordered`.
+    pub fn new(context: LlamaContext<'a>, slots: i32, ordered: bool) -> Self {
+        Self { context, free: (0..slots).rev().collect(), graveyard: ordered.then_some((slots, 0)) }
+    }
+
+    /// A sequence id that holds no cell.
+    pub fn slot(&mut self) -> Option<i32> {
+        self.free.pop()
+    }
+
+    /// Gives back a sequence id with all its cells, of which it has `count`.
+    pub fn release(&mut self, slot: i32, count: usize) {
+        self.remove(slot, 0, count);
+        self.free.push(slot);
+    }
+
+    /// Lets `to` hold the first `count` cells of `from` too. Nothing is copied: a cell has several owners.
+    pub fn share(&mut self, from: i32, to: i32, count: usize) {
+        if let Err(error) = self.context.kv_cache_seq_cp(from, to, Some(0), Some(position(count))) {
+            tracing::error!("cells of slot {from} could not be shared: {error}");
+        }
+    }
+
+    /// Removes the cells of the positions from `keep` to below `count` from a sequence.
+    pub fn remove(&mut self, slot: i32, keep: usize, count: usize) {
+        if keep >= count {
+            return;
+        }
+        let from = Some(position(keep));
+        if let Some((graveyard, buried)) = &mut self.graveyard {
+            if let Err(error) = self.context.kv_cache_seq_cp(slot, *graveyard, from, None) {
+                tracing::error!("cells of slot {slot} could not be kept in order: {error}");
+            }
+            *buried += count - keep;
+        }
+        if let Err(error) = self.context.kv_cache_seq_rm(slot, from, None) {
+            tracing::error!("cells of slot {slot} could not be removed: {error}");
+        }
+    }
+
+    /// Cells that nobody needs and that a [`Self::rebuild`] would free.
+    pub fn buried(&self) -> usize {
+        self.graveyard.map_or(0, |(_, buried)| buried)
+    }
+
+    /// Empties the graveyard: what is needed is saved and restored without it, side by side and in the old order.
+    ///
+    /// # Errors
+    /// Where llama.cpp does not take back what it gave; nothing is in the cache then.
+    pub fn rebuild(&mut self) -> Result<(), String> {
+        let Some((graveyard, buried)) = &mut self.graveyard else { return Ok(()) };
+        *buried = 0;
+        self.context.kv_cache_seq_rm(*graveyard, None, None).map_err(|error| error.to_string())?;
+        let mut state = vec![0_u8; self.context.get_state_size()];
+        // SAFETY: the buffer has the size that llama.cpp has just asked for, and only this thread uses the context.
+        let written = unsafe { self.context.copy_state_data(state.as_mut_ptr()) };
+        state.truncate(written);
+        self.context.clear_kv_cache();
+        // SAFETY: the bytes are those that this very context has just written.
+        let read = unsafe { self.context.set_state_data(&state) };
+        if read != written || written == 0 {
+            self.clear();
+            return Err(format!("a rebuild of the KV cache read {read} of {written} bytes"));
+        }
+        Ok(())
+    }
+
+    /// Empties all cells. Sequence ids in use are still to be released.
+    pub fn clear(&mut self) {
+        self.context.clear_kv_cache();
+        if let Some((_, buried)) = &mut self.graveyard {
+            *buried = 0;
+        }
+    }
+}
+
+fn position(count: usize) -> u32 {
+    u32::try_from(count).unwrap_or(u32::MAX)
+}

@@ -1,0 +1,182 @@
+//! Which cells of the KV cache a new sequence may take over from others instead of reading the same tokens again.
+//!
+//! What a client has written is shared within that client only, else the time to the first token would tell another
+//! what it wrote; the operator's text in front of it (system prompts) is shared by all. Pure.
+
+use llama_cpp_2::token::LlamaToken;
+
+/// Tokens and whose they are.
+#[derive(Debug, Clone, Copy)]
+pub struct Owned<'a> {
+    /// The tokens.
+    pub tokens: &'a [LlamaToken],
+    /// How many of them, from the first, are the operator's.
+    pub public: usize,
+    /// The client; 0 is nobody, not even itself.
+    pub scope: u64,
+    /// The adapter under which they were or shall be read; cells of one mean nothing under another.
+    pub adapter: u64,
+}
+
+impl Owned<'_> {
+    /// Tokens at the begin that a sequence of `self` may take over from one of `other`.
+    pub fn shared_with(&self, other: &Owned<'_>) -> usize {
+        if self.adapter != other.adapter {
+            return 0;
+        }
+        let allowed =
+            if self.scope != 0 && self.scope == other.scope { usize::MAX } else { self.public.min(other.public) };
+        common(self.tokens, other.tokens).min(allowed)
+    }
+}
+
+/// Length of the longest common prefix.
+fn common(a: &[LlamaToken], b: &[LlamaToken]) -> usize {
+    a.iter().zip(b).take_while(|(a, b)| a == b).count()
+}
+
+/// A sequence that has ended and whose cells are kept.
+#[derive(Debug)]
+pub struct Kept {
+    /// llama.cpp's sequence id.
+    pub slot: i32,
+    /// The tokens in its cells.
+    pub tokens: Vec<LlamaToken>,
+    /// As in [`Owned`].
+    pub public: usize,
+    /// As in [`Owned`].
+    pub scope: u64,
+    /// As in [`Owned`].
+    pub adapter: u64,
+}
+
+impl Kept {
+    /// Tokens and whose they are.
+    pub fn owned(&self) -> Owned<'_> {
+        Owned { tokens: &self.tokens, public: self.public, scope: self.scope, adapter: self.adapter }
+    }
+
+    /// What of it anyone could ever use: all within its client, else the operator's part.
+    pub fn useful(&self) -> usize {
+        if self.scope == 0 { self.public.min(self.tokens.len()) } else { self.tokens.len() }
+    }
+
+    /// Whether everything that it could give can be had from `other` as well.
+    fn covered_by(&self, other: &Kept) -> bool {
+        let whose =
+            self.scope == other.scope || (self.tokens.len() <= self.public && self.tokens.len() <= other.public);
+        whose && self.adapter == other.adapter && other.tokens.starts_with(&self.tokens)
+    }
+}
+
+/// Ended sequences, the one used longest ago first.
+#[derive(Debug, Default)]
+pub struct Cache(Vec<Kept>);
+
+impl Cache {
+    /// Takes an ended sequence in. Returns those that are of no use any more: what this one covers, or itself.
+    pub fn insert(&mut self, kept: Kept) -> Vec<Kept> {
+        if kept.tokens.is_empty() || self.0.iter().any(|other| kept.covered_by(other)) {
+            return vec![kept];
+        }
+        let (covered, rest) = std::mem::take(&mut self.0).into_iter().partition(|other| other.covered_by(&kept));
+        self.0 = rest;
+        self.0.push(kept);
+        covered
+    }
+
+    /// The slot that gives `new` the most tokens, and how many; the newest of equals.
+    pub fn best(&self, new: &Owned<'_>) -> Option<(i32, usize)> {
+        let counted = self.0.iter().map(|kept| (kept.slot, new.shared_with(&kept.owned())));
+        counted.max_by_key(|found| found.1).filter(|found| found.1 > 0)
+    }
+
+    /// Notes that this slot's cells were of use.
+    pub fn used(&mut self, slot: i32) {
+        if let Some(at) = self.0.iter().position(|kept| kept.slot == slot) {
+            let kept = self.0.remove(at);
+            self.0.push(kept);
+        }
+    }
+
+    /// Gives up the sequence that was used longest ago.
+    pub fn evict(&mut self) -> Option<Kept> {
+        (!self.0.is_empty()).then(|| self.0.remove(0))
+    }
+
+    /// How many sequences are kept.
+    pub fn len(&self) -> usize {
+        self.0.len()
+    }
+
+    /// Forgets all of them.
+    pub fn clear(&mut self) -> Vec<Kept> {
+        std::mem::take(&mut self.0)
+    }
+
+    /// Tokens of all of them, cells that several hold counted for each.
+    pub fn tokens(&self) -> usize {
+        self.0.iter().map(|kept| kept.tokens.len()).sum()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn tokens(ids: &[i32]) -> Vec<LlamaToken> {
+        ids.iter().copied().map(LlamaToken).collect()
+    }
+
+    fn kept(slot: i32, ids: &[i32], public: usize, scope: u64) -> Kept {
+        Kept { slot, tokens: tokens(ids), public, scope, adapter: 0 }
+    }
+
+    #[test]
+    fn within_a_client_all_is_shared_and_across_clients_the_operators_text() {
+        let share = |a: (&[i32], usize, u64), b: (&[i32], usize, u64)| {
+            let (a, b) = (kept(0, a.0, a.1, a.2), kept(1, b.0, b.1, b.2));
+            assert_eq!(a.owned().shared_with(&b.owned()), b.owned().shared_with(&a.owned()));
+            a.owned().shared_with(&b.owned())
+        };
+        let mine: (&[i32], usize, u64) = (&[1, 2, 3, 4], 2, 7);
+        assert_eq!(share(mine, (&[1, 2, 3, 9], 2, 7)), 3);
+        assert_eq!(share(mine, (&[1, 2, 3, 4], 2, 8)), 2);
+        // What one calls the system's, the other wrote.
+        assert_eq!(share(mine, (&[1, 2, 3, 4], 0, 8)), 0);
+        assert_eq!(share((&[1, 2, 3], 1, 0), (&[1, 2, 3], 1, 0)), 1);
+        assert_eq!(share(mine, (&[5], 1, 7)), 0);
+        let other = Kept { adapter: 3, ..kept(0, &[1, 2, 3, 4], 2, 7) };
+        assert_eq!(other.owned().shared_with(&kept(1, &[1, 2, 3, 4], 2, 7).owned()), 0);
+    }
+
+    fn slots(kept: &[Kept]) -> Vec<i32> {
+        kept.iter().map(|kept| kept.slot).collect()
+    }
+
+    #[test]
+    fn a_longer_conversation_takes_the_place_of_its_begin() {
+        let mut cache = Cache::default();
+        assert!(cache.insert(kept(0, &[1, 2], 1, 7)).is_empty());
+        assert!(cache.insert(kept(1, &[1, 2], 1, 8)).is_empty());
+        assert_eq!(slots(&cache.insert(kept(2, &[1, 2, 3], 1, 7))), [0]);
+        assert_eq!(slots(&cache.insert(kept(3, &[1, 2], 1, 7))), [3]);
+        assert_eq!(slots(&cache.insert(kept(4, &[], 0, 7))), [4]);
+        // All public: covered across clients.
+        assert_eq!(slots(&cache.insert(kept(5, &[1], 1, 0))), [5]);
+        assert_eq!((cache.len(), cache.tokens()), (2, 5));
+    }
+
+    #[test]
+    fn the_least_recently_used_goes_first() {
+        let mut cache = Cache::default();
+        cache.insert(kept(0, &[1, 2, 3], 0, 7));
+        cache.insert(kept(1, &[5, 6], 0, 7));
+        let new = kept(9, &[1, 2, 9], 0, 7);
+        assert_eq!(cache.best(&new.owned()), Some((0, 2)));
+        assert_eq!(cache.best(&kept(9, &[9], 0, 7).owned()), None);
+        cache.used(0);
+        let order: Vec<_> = std::iter::from_fn(|| cache.evict()).collect();
+        assert_eq!(slots(&order), [1, 0]);
+    }
+}

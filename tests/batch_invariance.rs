@@ -1,0 +1,218 @@
+//! With `batch_invariant` every row of logits of a sequence is, bit for bit, that of a bare llama.cpp loop which decodes
+//! the same tokens alone, one by one: whatever joins, leaves, is cancelled, shared, drafted, evicted or rebuilt beside
+//! it. The sharpest test there is of scheduler, prefix sharing and lookup.
+
+#[path = "engine/harness.rs"]
+mod harness;
+
+use std::{
+    hash::{DefaultHasher, Hasher as _},
+    num::NonZeroU32,
+    process::Command,
+};
+
+use harness::{Engine, greedy, load, model, start};
+use llama_cpp_2::{
+    context::params::{KvCacheType, LlamaContextParams},
+    llama_backend::LlamaBackend,
+    llama_batch::LlamaBatch,
+    model::{LlamaModel, params::LlamaModelParams},
+    token::LlamaToken,
+};
+use proptest::{prelude::*, test_runner::TestRunner};
+use temperd::wire::engine::{Load, Sampling, Start, Stop, to_engine};
+
+/// Schedules that are tried; each decodes some thousand tokens.
+const SCHEDULES: u32 = 4;
+/// Tokens that end an answer are out of the question, so that every answer is as long as asked for.
+const ENDS: std::ops::Range<u32> = 0..17;
+const JOB: &str = "TEMPERD_TEST_BARE_LOOP";
+
+/// One sequence of a schedule.
+#[derive(Debug, Clone)]
+struct Guest {
+    /// Which of the two system texts it begins with.
+    system: usize,
+    /// Tokens of its own behind that.
+    own: usize,
+    answer: u32,
+    client: u64,
+    /// Frames that are read before it comes, and before it is stopped, where it is.
+    before: usize,
+    stopped_after: Option<usize>,
+}
+
+#[derive(Debug, Clone)]
+struct Schedule {
+    guests: Vec<Guest>,
+    lookup: bool,
+    n_ubatch: u32,
+    step_target_ms: u32,
+}
+
+fn guest() -> impl Strategy<Value = Guest> {
+    let stop = prop::option::weighted(0.2, 0usize..30);
+    (0usize..2, 10usize..130, 8u32..48, 1u64..4, 0usize..25, stop).prop_map(
+        |(system, own, answer, client, before, stopped_after)| Guest {
+            system,
+            own,
+            answer,
+            client,
+            before,
+            stopped_after,
+        },
+    )
+}
+
+fn schedule() -> impl Strategy<Value = Schedule> {
+    let chunks = prop::sample::select(vec![16u32, 48, 512]);
+    (prop::collection::vec(guest(), 4..9), any::<bool>(), chunks, prop::sample::select(vec![5u32, 150]))
+        .prop_map(|(guests, lookup, n_ubatch, step_target_ms)| Schedule { guests, lookup, n_ubatch, step_target_ms })
+}
+
+/// Tokens of running text; another `from` gives another text. The first is longer than the 512 rows from which on
+/// attention would take another path.
+fn text(engine: &mut Engine) -> Vec<u32> {
+    let words = ["pump", "valve", "tank", "river", "filter", "meter", "pipe", "sluice"];
+    let sentences = (0..400).map(|n| format!("The {} {} is {}. ", words[n % 8], n, words[(n * 5 + n / 8) % 8]));
+    engine.tokenise(&sentences.collect::<String>(), false)
+}
+
+fn prompt(text: &[u32], guest: &Guest) -> (Vec<u32>, u32) {
+    let (from, length) = [(0, 560), (900, 300)][guest.system];
+    let own = &text[1500 + guest.own..][..guest.own];
+    ([&text[from..from + length], own].concat(), u32::try_from(length).expect("small"))
+}
+
+fn never_ending() -> Sampling {
+    Sampling { logit_bias: ENDS.map(|token| (token, f32::NEG_INFINITY)).collect(), ..greedy() }
+}
+
+/// Runs a schedule and gives, for each guest, its tokens and digests.
+fn run(schedule: &Schedule) -> Vec<(Vec<u32>, Vec<u32>, Vec<u64>)> {
+    let load = Load {
+        batch_invariant: true,
+        gpu_layers: 0,
+        kv_type_v: "q8_0".to_owned(),
+        lookup: schedule.lookup,
+        n_ubatch: schedule.n_ubatch,
+        step_target_ms: schedule.step_target_ms,
+        parallel: 8,
+        ..load(&model())
+    };
+    let (mut engine, _, _) = Engine::loaded_with(load);
+    let text = text(&mut engine);
+    let mut prompts = Vec::new();
+    for (guest, id) in schedule.guests.iter().zip(1..) {
+        for _ in 0..guest.before {
+            if engine.quiet() {
+                break;
+            }
+            engine.read();
+        }
+        // What runs at once must fit the context, as the daemon sees to.
+        while engine.running() >= 3 {
+            engine.read();
+        }
+        let (prompt, public_prefix) = prompt(&text, guest);
+        prompts.push(prompt.clone());
+        engine.start(Start {
+            sampling: Some(never_ending()),
+            public_prefix,
+            scope: guest.client,
+            digests: true,
+            ..start(id, prompt, guest.answer)
+        });
+        if let Some(frames) = guest.stopped_after {
+            for _ in 0..frames {
+                engine.read();
+            }
+            engine.send(to_engine::Frame::Stop(Stop { sequence: id }));
+        }
+    }
+    let answers = (1..).zip(prompts).map(|(id, prompt)| {
+        let answer = engine.finish(id);
+        assert_eq!(answer.error, None);
+        (prompt, answer.tokens, answer.digests)
+    });
+    answers.collect()
+}
+
+#[test]
+fn no_schedule_changes_a_bit() {
+    let config = ProptestConfig { cases: SCHEDULES, max_shrink_iters: 0, ..ProptestConfig::default() };
+    TestRunner::new_with_rng(config, proptest::test_runner::TestRng::deterministic_rng(Default::default()))
+        .run(&schedule(), |schedule| {
+            let found = run(&schedule);
+            let alone = bare_loop(
+                &found.iter().map(|(prompt, tokens, _)| (prompt.clone(), tokens.clone())).collect::<Vec<_>>(),
+            );
+            for (nth, ((_, tokens, digests), alone)) in found.iter().zip(alone).enumerate() {
+                let same = digests.iter().zip(&alone).filter(|(a, b)| a == b).count();
+                prop_assert_eq!(same, digests.len(), "guest {} of {:?}", nth, schedule);
+                prop_assert!(digests.len() >= tokens.len());
+            }
+            Ok(())
+        })
+        .expect("bit for bit");
+}
+
+/// The digests of the rows of each answer, given prompt and answer, from a process of its own: ggml reads
+/// `GGML_CPU_TILED_MM` once.
+fn bare_loop(jobs: &[(Vec<u32>, Vec<u32>)]) -> Vec<Vec<u64>> {
+    let folder = tempfile::tempdir().expect("a folder");
+    let file = folder.path().join("jobs.json");
+    std::fs::write(&file, serde_json::to_vec(jobs).expect("plain")).expect("written");
+    let output = Command::new(std::env::current_exe().expect("this test"))
+        .args(["--exact", "the_bare_loop", "--ignored", "--nocapture"])
+        .env(JOB, &file)
+        .env("GGML_CPU_TILED_MM", "0")
+        .output()
+        .expect("it runs");
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    serde_json::from_slice(&std::fs::read(file.with_extension("out")).expect("it has written")).expect("digests")
+}
+
+#[test]
+#[ignore = "the other half of `no_schedule_changes_a_bit`, which runs it"]
+fn the_bare_loop() {
+    let file = std::path::PathBuf::from(std::env::var_os(JOB).expect("run by `no_schedule_changes_a_bit`"));
+    let jobs: Vec<(Vec<u32>, Vec<u32>)> = serde_json::from_slice(&std::fs::read(&file).expect("jobs")).expect("jobs");
+    let backend = LlamaBackend::init().expect("llama.cpp");
+    let model = LlamaModel::load_from_file(&backend, model(), &LlamaModelParams::default()).expect("the model");
+    let digests: Vec<Vec<u64>> = jobs.iter().map(|(prompt, answer)| alone(&backend, &model, prompt, answer)).collect();
+    std::fs::write(file.with_extension("out"), serde_json::to_vec(&digests).expect("plain")).expect("written");
+}
+
+fn alone(backend: &LlamaBackend, model: &LlamaModel, prompt: &[u32], answer: &[u32]) -> Vec<u64> {
+    let params = LlamaContextParams::default()
+        .with_n_ctx(NonZeroU32::new(2048))
+        .with_n_batch(1024)
+        .with_n_ubatch(512)
+        .with_type_v(KvCacheType::Q8_0)
+        .with_n_threads(1)
+        .with_n_threads_batch(1)
+        .with_flash_attention_policy(llama_cpp_sys_2::LLAMA_FLASH_ATTN_TYPE_ENABLED);
+    let mut context = model.new_context(backend, params).expect("a context");
+    let mut batch = LlamaBatch::new(1024, 1);
+    let mut digests = Vec::new();
+    let mut position = 0;
+    let mut next = prompt.to_vec();
+    let mut answer = answer.iter();
+    loop {
+        batch.clear();
+        for (nth, token) in next.iter().enumerate() {
+            let token = LlamaToken(token.cast_signed());
+            batch.add(token, position, &[0], nth + 1 == next.len()).expect("room");
+            position += 1;
+        }
+        context.decode(&mut batch).expect("decoded");
+        let mut hasher = DefaultHasher::new();
+        for logit in context.get_logits_ith(batch.n_tokens() - 1) {
+            hasher.write_u32(logit.to_bits());
+        }
+        digests.push(hasher.finish());
+        let Some(token) = answer.next() else { return digests };
+        next = vec![*token];
+    }
+}

@@ -23,7 +23,9 @@ use proptest::{prelude::*, test_runner::TestRunner};
 use temperd::wire::engine::{Load, Sampling, Start, Stop, to_engine};
 
 /// Schedules that are tried; each decodes some thousand tokens.
-const SCHEDULES: u32 = 4;
+const SCHEDULES: u32 = 3;
+/// So few cells that ended sequences have to go while others run, and the cells be put in order.
+const CONTEXT: u32 = 1536;
 /// Tokens that end an answer are out of the question, so that every answer is as long as asked for.
 const ENDS: std::ops::Range<u32> = 0..17;
 const JOB: &str = "TEMPERD_TEST_BARE_LOOP";
@@ -52,7 +54,7 @@ struct Schedule {
 
 fn guest() -> impl Strategy<Value = Guest> {
     let stop = prop::option::weighted(0.2, 0usize..30);
-    (0usize..2, 10usize..130, 8u32..48, 1u64..4, 0usize..25, stop).prop_map(
+    (0usize..2, 40usize..130, 16u32..48, 1u64..4, 0usize..25, stop).prop_map(
         |(system, own, answer, client, before, stopped_after)| Guest {
             system,
             own,
@@ -66,7 +68,7 @@ fn guest() -> impl Strategy<Value = Guest> {
 
 fn schedule() -> impl Strategy<Value = Schedule> {
     let chunks = prop::sample::select(vec![16u32, 48, 512]);
-    (prop::collection::vec(guest(), 4..9), any::<bool>(), chunks, prop::sample::select(vec![5u32, 150]))
+    (prop::collection::vec(guest(), 9..13), any::<bool>(), chunks, prop::sample::select(vec![5u32, 150]))
         .prop_map(|(guests, lookup, n_ubatch, step_target_ms)| Schedule { guests, lookup, n_ubatch, step_target_ms })
 }
 
@@ -97,7 +99,8 @@ fn run(schedule: &Schedule) -> Vec<(Vec<u32>, Vec<u32>, Vec<u64>)> {
         lookup: schedule.lookup,
         n_ubatch: schedule.n_ubatch,
         step_target_ms: schedule.step_target_ms,
-        parallel: 8,
+        parallel: 3,
+        context: CONTEXT,
         ..load(&model())
     };
     let (mut engine, _, _) = Engine::loaded_with(load);
@@ -190,8 +193,8 @@ fn alone(backend: &LlamaBackend, model: &LlamaModel, prompt: &[u32], answer: &[u
         .with_n_batch(1024)
         .with_n_ubatch(512)
         .with_type_v(KvCacheType::Q8_0)
-        .with_n_threads(1)
-        .with_n_threads_batch(1)
+        .with_n_threads(2)
+        .with_n_threads_batch(2)
         .with_flash_attention_policy(llama_cpp_sys_2::LLAMA_FLASH_ATTN_TYPE_ENABLED);
     let mut context = model.new_context(backend, params).expect("a context");
     let mut batch = LlamaBatch::new(1024, 1);

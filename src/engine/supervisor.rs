@@ -242,6 +242,7 @@ fn load(config: &config::Engine) -> Load {
         flash_attention: config.flash_attention.as_str().into(),
         batch_invariant: config.batch_invariant,
         lookup: config.lookup,
+        lookup_always: false,
         step_target_ms: config.step_target_ms,
     }
 }

@@ -268,6 +268,7 @@ pub fn load(path: &Path) -> Load {
         flash_attention: "auto".to_owned(),
         batch_invariant: false,
         lookup: true,
+        lookup_always: false,
         step_target_ms: 150,
     }
 }

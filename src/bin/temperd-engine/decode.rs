@@ -250,7 +250,11 @@ impl<'a> Decoder<'a> {
             .collect();
         let running = self.sequences.len();
         let room = (self.cells.context.n_ubatch() as usize).saturating_sub(running);
-        let lengths = lookup::lengths(&drafts, running, &self.curve, room);
+        let lengths = if self.plan.lookup_always {
+            lookup::all(&drafts, room)
+        } else {
+            lookup::lengths(&drafts, running, &self.curve, room)
+        };
         for ((sequence, draft), length) in self.sequences.iter_mut().zip(drafts).zip(lengths) {
             sequence.expect(draft, length);
         }

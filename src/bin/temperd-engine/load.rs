@@ -74,6 +74,8 @@ pub struct Plan {
     pub keeps_cells: bool,
     /// Whether tokens are drafted from what a sequence has read and written.
     pub lookup: bool,
+    /// Whether that is done without asking whether it pays.
+    pub lookup_always: bool,
     /// Whether results must not depend on what else runs.
     pub batch_invariant: bool,
     /// How long running answers may wait for a step in which prompts are read too, in seconds.
@@ -100,6 +102,7 @@ pub fn plan(model: &LlamaModel, load: &Load) -> Result<Plan, String> {
         slots: i32::try_from(load.parallel + kept).unwrap_or(i32::MAX),
         keeps_cells,
         lookup: load.lookup && keeps_cells,
+        lookup_always: load.lookup_always,
         batch_invariant: load.batch_invariant,
         step_target_s: f64::from(load.step_target_ms) / 1e3,
     })

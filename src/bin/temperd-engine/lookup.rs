@@ -156,6 +156,16 @@ pub fn lengths(drafts: &[Option<Draft>], rows: usize, curve: &Curve, room: usize
     lengths
 }
 
+/// All of each draft, in order, as far as `room` goes.
+pub fn all(drafts: &[Option<Draft>], mut room: usize) -> Vec<usize> {
+    let lengths = drafts.iter().map(|draft| {
+        let length = draft.as_ref().map_or(0, |draft| draft.tokens.len()).min(room);
+        room -= length;
+        length
+    });
+    lengths.collect()
+}
+
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;

@@ -23,6 +23,7 @@ use crate::{
     wire::v1,
 };
 
+mod embedding;
 mod job;
 mod owner;
 mod prompt;
@@ -31,6 +32,7 @@ mod service_time;
 mod tests;
 mod ticket;
 
+use prompt::Prompt;
 pub use ticket::{Event, Ticket};
 
 /// Commands on their way to the owner. Each way in has at most one at a time per request, so senders wait at most for
@@ -66,6 +68,8 @@ struct View {
     /// Why no model can be had.
     failed: Option<String>,
     draining: bool,
+    /// Numbers of one embedding; `None` until the model has been loaded once.
+    embedding_length: Option<u32>,
 }
 
 /// Hands requests to the owner. Clones are cheap.
@@ -82,7 +86,7 @@ pub struct Dispatcher {
 enum Command {
     Admit(Box<Admit>),
     Cancel { client: Client, id: String, reply: oneshot::Sender<bool> },
-    Prepared { key: u64, prompt: Result<Option<Vec<u32>>, RequestError> },
+    Prepared { key: u64, prompt: Result<Option<Prompt>, RequestError> },
     Drain { until: Instant, done: oneshot::Sender<()> },
 }
 
@@ -90,7 +94,7 @@ enum Command {
 struct Admit {
     request: Request,
     /// `None` while no engine can tokenise.
-    prompt: Option<Vec<u32>>,
+    prompt: Option<Prompt>,
     arrived: Instant,
     reply: oneshot::Sender<Result<Ticket, RequestError>>,
 }
@@ -154,6 +158,12 @@ impl Dispatcher {
         let admit = Command::Admit(Box::new(Admit { request, prompt, arrived, reply }));
         self.commands.send(admit).await.map_err(|_| draining())?;
         answer.await.map_err(|_| draining())?
+    }
+
+    /// Numbers of one embedding of the model; `None` while that is not known.
+    #[must_use]
+    pub fn embedding_length(&self) -> Option<u32> {
+        self.view.borrow().embedding_length
     }
 
     /// Cancels a queued or running request of this client; `false` where there is none of that id.

@@ -19,7 +19,7 @@ use tokio::sync::{mpsc, oneshot};
 
 use crate::{
     chat::Prompter,
-    wire::engine::{FromEngine, Segment, Start, Stop, ToEngine, Tokenise, Tokenised, from_engine, to_engine},
+    wire::engine::{Embed, FromEngine, Segment, Start, Stop, ToEngine, Tokenise, Tokenised, from_engine, to_engine},
 };
 
 pub mod frames;
@@ -43,6 +43,8 @@ pub enum EngineEvent {
     Ready(crate::wire::engine::Ready),
     /// Tokens.
     Step(crate::wire::engine::Step),
+    /// Vectors of texts.
+    Embedded(crate::wire::engine::Embedded),
     /// The process is gone, and with it whatever ran; another will be started.
     Ended {
         /// For people.
@@ -114,6 +116,11 @@ impl EngineHandle {
         self.send(to_engine::Frame::Start(start)).await
     }
 
+    /// Starts reading texts for their vectors. As [`Self::start`].
+    pub async fn embed(&self, embed: Embed) -> bool {
+        self.send(to_engine::Frame::Embed(embed)).await
+    }
+
     /// Stops a sequence; the engine confirms with its `finished`.
     pub async fn stop(&self, sequence: u64) -> bool {
         self.send(to_engine::Frame::Stop(Stop { sequence })).await
@@ -124,6 +131,19 @@ impl EngineHandle {
     /// # Errors
     /// Where no engine lives, it ends before it answers, or it refuses.
     pub async fn tokenise(&self, segments: Vec<Segment>) -> Result<Vec<u32>, TokeniseError> {
+        self.ask_tokens(Tokenise { segments, add_bos: true, ..Tokenise::default() }).await
+    }
+
+    /// Token ids of a text by itself, with whatever the model wants around it; control tokens in it stay text.
+    ///
+    /// # Errors
+    /// As [`Self::tokenise`].
+    pub async fn tokenise_text(&self, text: &str) -> Result<Vec<u32>, TokeniseError> {
+        let segments = vec![Segment { text: text.into(), special: false }];
+        self.ask_tokens(Tokenise { segments, add_special: true, ..Tokenise::default() }).await
+    }
+
+    async fn ask_tokens(&self, ask: Tokenise) -> Result<Vec<u32>, TokeniseError> {
         let (sender, receiver) = oneshot::channel();
         let id = {
             let mut shared = self.lock();
@@ -132,7 +152,7 @@ impl EngineHandle {
             shared.tokenising.insert(id, sender);
             id
         };
-        if !self.send(to_engine::Frame::Tokenise(Tokenise { id, segments, add_bos: true })).await {
+        if !self.send(to_engine::Frame::Tokenise(Tokenise { id, ..ask })).await {
             self.lock().tokenising.remove(&id);
             return Err(TokeniseError::Gone);
         }

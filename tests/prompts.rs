@@ -85,7 +85,7 @@ impl Engine {
     }
 
     fn tokens(&mut self, segments: Vec<Segment>) -> Vec<u32> {
-        self.send(to_engine::Frame::Tokenise(Tokenise { id: 7, segments, add_bos: true }));
+        self.send(to_engine::Frame::Tokenise(Tokenise { id: 7, segments, add_bos: true, ..Tokenise::default() }));
         let answer = self.wait(|frame| match frame {
             from_engine::Frame::Tokenised(answer) if answer.id == 7 => Some(answer),
             _ => None,

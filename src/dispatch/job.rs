@@ -2,7 +2,10 @@
 
 use std::time::{Duration, Instant};
 
-use super::ticket::Outlet;
+use super::{
+    prompt::Prompt,
+    ticket::{Event, Outlet},
+};
 use crate::{
     request::{Input, Outcome, Request, RequestError},
     wire::{engine, v1},
@@ -14,7 +17,7 @@ pub(super) struct Job {
     pub(super) request: Request,
     pub(super) outlet: Outlet,
     /// `None` while no engine has tokenised it.
-    pub(super) prompt: Option<Vec<u32>>,
+    pub(super) prompt: Option<Prompt>,
     /// A task is rendering and tokenising it.
     pub(super) preparing: bool,
     pub(super) arrived: Instant,
@@ -27,13 +30,18 @@ pub(super) struct Job {
     tokens: u32,
     text: String,
     logprobs: Vec<v1::TokenLogprob>,
+    /// Whether vectors are wanted in place of an answer.
+    pub(super) embeds: bool,
+    pub(super) embeddings: Vec<v1::Embedding>,
     /// What was last said of its place in the queue.
     ahead: Option<u32>,
 }
 
 impl Job {
-    pub(super) fn new(request: Request, prompt: Option<Vec<u32>>, outlet: Outlet, times: Times, seed: u32) -> Self {
+    pub(super) fn new(request: Request, prompt: Option<Prompt>, outlet: Outlet, times: Times, seed: u32) -> Self {
         Self {
+            embeds: matches!(request.input, Input::Texts(_)),
+            embeddings: Vec::new(),
             request,
             outlet,
             prompt,
@@ -54,24 +62,24 @@ impl Job {
 
     /// Tokens of the answer at most.
     fn max_tokens(&self, limits: Limits) -> u32 {
-        let prompt = u32::try_from(self.prompt.as_ref().map_or(0, Vec::len)).unwrap_or(u32::MAX);
+        let prompt = u32::try_from(self.prompt.as_ref().map_or(0, |prompt| prompt.tokens.len())).unwrap_or(u32::MAX);
         self.request.max_tokens.unwrap_or(limits.max_tokens).min(limits.context.saturating_sub(prompt))
     }
 
     /// Cells of the KV cache that prompt and answer may come to need; `None` while the prompt has no tokens.
     pub(super) fn cells(&self, limits: Limits) -> Option<u32> {
-        let prompt = u32::try_from(self.prompt.as_ref()?.len()).unwrap_or(u32::MAX);
+        let prompt = self.prompt.as_ref()?;
+        if self.embeds {
+            return Some(prompt.embedding_cells(limits.context));
+        }
+        let prompt = u32::try_from(prompt.tokens.len()).unwrap_or(u32::MAX);
         Some(prompt.saturating_add(self.max_tokens(limits)))
     }
 
     /// Moves the prompt out, for the engine.
     pub(super) fn start(&mut self, key: u64, stop_tokens: Vec<u32>, limits: Limits, now: Instant) -> engine::Start {
         let max_tokens = self.max_tokens(limits);
-        let prompt = self.prompt.take().unwrap_or_default();
-        self.prompt_tokens = u32::try_from(prompt.len()).unwrap_or(u32::MAX);
-        self.started = Some(now);
-        // Its text has become tokens: it is overwritten here rather than kept until the end.
-        self.request.input = Input::Raw(String::new());
+        let prompt = self.begin(now).tokens;
         let sampling = &self.request.sampling;
         engine::Start {
             sequence: key,
@@ -93,6 +101,15 @@ impl Job {
             logprobs: self.request.logprobs.is_some(),
             top_logprobs: self.request.logprobs.unwrap_or(0),
         }
+    }
+
+    /// Moves the prompt out. Its text has become tokens: it is overwritten here rather than kept until the end.
+    pub(super) fn begin(&mut self, now: Instant) -> Prompt {
+        let prompt = self.prompt.take().unwrap_or_default();
+        self.prompt_tokens = u32::try_from(prompt.tokens.len()).unwrap_or(u32::MAX);
+        self.started = Some(now);
+        self.request.input = Input::Raw(String::new());
+        prompt
     }
 
     /// Takes in what a step brought, and says how long the first token took where this was it.
@@ -145,7 +162,7 @@ impl Job {
     }
 
     /// Sends the one outcome.
-    pub(super) fn finish(self, node: &str, end: End, now: Instant) {
+    pub(super) fn finish(mut self, node: &str, end: End, now: Instant) {
         let (outcome, finish_reason, error) = match end {
             End::Completed { finish_reason } => (Outcome::Completed, Some(finish_reason), None),
             End::Other { outcome, error } => (outcome, None, Some(error)),
@@ -154,6 +171,7 @@ impl Job {
         let message =
             answered.then(|| v1::Message { role: "assistant".into(), content: self.text, ..v1::Message::default() });
         let started = self.started.unwrap_or(now);
+        let embeddings = std::mem::take(&mut self.embeddings);
         let final_ = v1::Final {
             id: self.request.id.clone(),
             node: node.into(),
@@ -175,7 +193,12 @@ impl Job {
             error: error.map(|error| error.to_wire()),
             ..v1::Final::default()
         };
-        self.outlet.finish(final_);
+        self.outlet.finish(if self.embeds {
+            let embeddings = if outcome == Outcome::Completed { embeddings } else { Vec::new() };
+            Event::Embedded(Box::new(v1::EmbedReply { embeddings, ..final_.into() }))
+        } else {
+            Event::Final(Box::new(final_))
+        });
     }
 }
 

@@ -11,8 +11,8 @@ use std::{
 use temperd::{
     engine::frames,
     wire::engine::{
-        FromEngine, Hello, Load, Log, Ready, Sampling, Segment, SequenceOutput, Start, ToEngine, TokenInfo, Tokenise,
-        Tokenised, Vocabulary, from_engine, to_engine,
+        Embedded, FromEngine, Hello, Load, Log, Ready, Sampling, Segment, SequenceOutput, Start, ToEngine, TokenInfo,
+        Tokenise, Tokenised, Vocabulary, from_engine, to_engine,
     },
 };
 
@@ -29,6 +29,7 @@ pub struct Engine {
     pub outputs: Vec<SequenceOutput>,
     pub logs: Vec<Log>,
     pub tokenised: HashMap<u64, Tokenised>,
+    pub embedded: Vec<Embedded>,
 }
 
 /// What came of a sequence.
@@ -62,7 +63,14 @@ impl Engine {
             .stdin(Stdio::from(OwnedFd::from(theirs)))
             .spawn()
             .expect("the engine starts");
-        let mut engine = Self { process, socket, outputs: Vec::new(), logs: Vec::new(), tokenised: HashMap::new() };
+        let mut engine = Self {
+            process,
+            socket,
+            outputs: Vec::new(),
+            logs: Vec::new(),
+            tokenised: HashMap::new(),
+            embedded: Vec::new(),
+        };
         match engine.next() {
             from_engine::Frame::Hello(hello) => {
                 assert_eq!((hello.protocol, hello.build.as_str()), (frames::PROTOCOL, frames::BUILD));
@@ -75,8 +83,12 @@ impl Engine {
 
     /// An engine with the model loaded, the vocabulary and what came to be.
     pub fn loaded() -> (Self, Vocabulary, Ready) {
+        Self::loaded_with(load(&model()))
+    }
+
+    pub fn loaded_with(load: Load) -> (Self, Vocabulary, Ready) {
         let mut engine = Self::new();
-        engine.send(to_engine::Frame::Load(load(&model())));
+        engine.send(to_engine::Frame::Load(load));
         let vocabulary = match engine.next_but_logs() {
             from_engine::Frame::Vocabulary(vocabulary) => vocabulary,
             other => panic!("before Vocabulary came {other:?}"),
@@ -117,6 +129,7 @@ impl Engine {
             from_engine::Frame::Tokenised(tokenised) => {
                 self.tokenised.insert(tokenised.id, tokenised);
             }
+            from_engine::Frame::Embedded(embedded) => self.embedded.push(embedded),
             other => panic!("unexpected {other:?}"),
         }
     }
@@ -128,7 +141,7 @@ impl Engine {
 
     pub fn tokenise_all(&mut self, segments: Vec<Segment>, add_bos: bool) -> Vec<u32> {
         let id = 1_000_000 + self.tokenised.len() as u64;
-        self.send(to_engine::Frame::Tokenise(Tokenise { id, segments, add_bos }));
+        self.send(to_engine::Frame::Tokenise(Tokenise { id, segments, add_bos, ..Tokenise::default() }));
         while !self.tokenised.contains_key(&id) {
             self.read();
         }

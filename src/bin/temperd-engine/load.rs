@@ -93,7 +93,11 @@ pub fn context<'model>(
     Ok(context)
 }
 
-fn params(load: &Load) -> Result<LlamaContextParams, String> {
+/// What every context of this model has in common.
+///
+/// # Errors
+/// A setting that cannot be.
+pub fn params(load: &Load) -> Result<LlamaContextParams, String> {
     if load.parallel == 0 || load.parallel > MAX_SEQUENCES {
         return Err(format!("parallel {} is not within 1 to {MAX_SEQUENCES}", load.parallel));
     }

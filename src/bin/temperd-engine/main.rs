@@ -14,6 +14,7 @@
 
 mod batch;
 mod decode;
+mod embed;
 mod link;
 mod load;
 mod log;

@@ -73,9 +73,9 @@ pub fn tokenise(jobs: &Receiver<Job>, link: &Link) {
     while let Ok(job) = jobs.recv() {
         match job {
             Job::Vocabulary(new) => model = Some(new),
-            Job::Tokenise(Tokenise { id, segments, add_bos }) => {
+            Job::Tokenise(Tokenise { id, segments, add_bos, add_special }) => {
                 let (tokens, error) = match &model {
-                    Some(model) => (tokens(&model.vocab(), &segments, add_bos), None),
+                    Some(model) => (tokens(&model.vocab(), &segments, add_bos, add_special), None),
                     None => (Vec::new(), Some("no model is loaded".to_owned())),
                 };
                 link.send(Frame::Tokenised(Tokenised { id, tokens, error }));
@@ -84,13 +84,13 @@ pub fn tokenise(jobs: &Receiver<Job>, link: &Link) {
     }
 }
 
-fn tokens(vocab: &LlamaVocab<'_>, segments: &[Segment], add_bos: bool) -> Vec<u32> {
+fn tokens(vocab: &LlamaVocab<'_>, segments: &[Segment], add_bos: bool, add_special: bool) -> Vec<u32> {
     let mut tokens = Vec::new();
     for segment in segments {
-        tokens.extend(vocab.tokenize(segment.text.as_bytes(), false, segment.special));
+        tokens.extend(vocab.tokenize(segment.text.as_bytes(), add_special, segment.special));
     }
     let bos = vocab.bos();
-    if add_bos && vocab.should_add_bos() && bos.0 >= 0 && tokens.first() != Some(&bos) {
+    if add_bos && !add_special && vocab.should_add_bos() && bos.0 >= 0 && tokens.first() != Some(&bos) {
         tokens.insert(0, bos);
     }
     tokens.into_iter().filter_map(|token| u32::try_from(token.0).ok()).collect()
@@ -123,10 +123,12 @@ fn text(vocab: &LlamaVocab<'_>, token: LlamaToken) -> String {
     String::from_utf8_lossy(&vocab.token_to_piece(token, true, None)).into_owned()
 }
 
-fn architecture(model: &LlamaModel, key: &str) -> Option<String> {
+/// A value of the model's own architecture, `<architecture>.<key>`.
+pub fn architecture(model: &LlamaModel, key: &str) -> Option<String> {
     meta(model, &format!("{}.{key}", meta(model, "general.architecture")?))
 }
 
-fn meta(model: &LlamaModel, key: &str) -> Option<String> {
+/// A value of the file.
+pub fn meta(model: &LlamaModel, key: &str) -> Option<String> {
     model.meta_val_str(key).ok()
 }

@@ -17,13 +17,14 @@ use tokio::{
 use crate::{
     chat::Prompter,
     config::SharePrefix,
-    engine::{EngineEvent, EngineHandle, Prompt},
+    engine::{EngineEvent, EngineHandle},
     request::{Client, ErrorCode, Request, RequestError},
     status::StatusBoard,
     telemetry::metrics::Metrics,
     wire::v1,
 };
 
+mod embedding;
 mod job;
 mod owner;
 mod prompt;
@@ -32,6 +33,7 @@ mod service_time;
 mod tests;
 mod ticket;
 
+use prompt::Prompt;
 pub use ticket::{Event, Ticket};
 
 /// Commands on their way to the owner. Each way in has at most one at a time per request, so senders wait at most for
@@ -69,6 +71,8 @@ struct View {
     /// Why no model can be had.
     failed: Option<String>,
     draining: bool,
+    /// Numbers of one embedding; `None` until the model has been loaded once.
+    embedding_length: Option<u32>,
 }
 
 /// Hands requests to the owner. Clones are cheap.
@@ -157,6 +161,12 @@ impl Dispatcher {
         let admit = Command::Admit(Box::new(Admit { request, prompt, arrived, reply }));
         self.commands.send(admit).await.map_err(|_| draining())?;
         answer.await.map_err(|_| draining())?
+    }
+
+    /// Numbers of one embedding of the model; `None` while that is not known.
+    #[must_use]
+    pub fn embedding_length(&self) -> Option<u32> {
+        self.view.borrow().embedding_length
     }
 
     /// Cancels a queued or running request of this client; `false` where there is none of that id.

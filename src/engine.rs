@@ -19,7 +19,7 @@ use tokio::sync::{mpsc, oneshot};
 
 use crate::{
     chat::Prompter,
-    wire::engine::{FromEngine, Segment, Start, Stop, ToEngine, Tokenise, Tokenised, from_engine, to_engine},
+    wire::engine::{Embed, FromEngine, Segment, Start, Stop, ToEngine, Tokenise, Tokenised, from_engine, to_engine},
 };
 
 pub mod frames;
@@ -43,6 +43,8 @@ pub enum EngineEvent {
     Ready(crate::wire::engine::Ready),
     /// Tokens.
     Step(crate::wire::engine::Step),
+    /// Vectors of texts.
+    Embedded(crate::wire::engine::Embedded),
     /// The process is gone, and with it whatever ran; another will be started.
     Ended {
         /// For people.
@@ -53,15 +55,6 @@ pub enum EngineEvent {
         /// For people.
         reason: String,
     },
-}
-
-/// A prompt as the engine reads it.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Prompt {
-    /// Token ids.
-    pub tokens: Vec<u32>,
-    /// How many of them, from the first, are the operator's.
-    pub public_prefix: u32,
 }
 
 /// Why the engine did not tokenise.
@@ -123,17 +116,41 @@ impl EngineHandle {
         self.send(to_engine::Frame::Start(start)).await
     }
 
+    /// Starts reading texts for their vectors. As [`Self::start`].
+    pub async fn embed(&self, embed: Embed) -> bool {
+        self.send(to_engine::Frame::Embed(embed)).await
+    }
+
     /// Stops a sequence; the engine confirms with its `finished`.
     pub async fn stop(&self, sequence: u64) -> bool {
         self.send(to_engine::Frame::Stop(Stop { sequence })).await
     }
 
-    /// Token ids of a prompt. `public` is its operator's part followed by a stand-in for the rest; empty for a prompt
+    /// Token ids of a prompt, and how many of them, from the first, are the operator's. `public` is its operator's part followed by a stand-in for the rest; empty for a prompt
     /// that has none.
     ///
     /// # Errors
     /// Where no engine lives, it ends before it answers, or it refuses.
-    pub async fn tokenise(&self, segments: Vec<Segment>, public: Vec<Segment>) -> Result<Prompt, TokeniseError> {
+    pub async fn tokenise(
+        &self,
+        segments: Vec<Segment>,
+        public: Vec<Segment>,
+    ) -> Result<(Vec<u32>, u32), TokeniseError> {
+        let ask = Tokenise { segments, public, add_bos: true, ..Tokenise::default() };
+        self.ask_tokens(ask).await.map(|answer| (answer.tokens, answer.public_prefix))
+    }
+
+    /// Token ids of a text by itself, with whatever the model wants around it; control tokens in it stay text.
+    ///
+    /// # Errors
+    /// As [`Self::tokenise`].
+    pub async fn tokenise_text(&self, text: &str) -> Result<Vec<u32>, TokeniseError> {
+        let segments = vec![Segment { text: text.into(), special: false }];
+        let ask = Tokenise { segments, add_special: true, ..Tokenise::default() };
+        self.ask_tokens(ask).await.map(|answer| answer.tokens)
+    }
+
+    async fn ask_tokens(&self, ask: Tokenise) -> Result<Tokenised, TokeniseError> {
         let (sender, receiver) = oneshot::channel();
         let id = {
             let mut shared = self.lock();
@@ -142,14 +159,14 @@ impl EngineHandle {
             shared.tokenising.insert(id, sender);
             id
         };
-        if !self.send(to_engine::Frame::Tokenise(Tokenise { id, segments, add_bos: true, public })).await {
+        if !self.send(to_engine::Frame::Tokenise(Tokenise { id, ..ask })).await {
             self.lock().tokenising.remove(&id);
             return Err(TokeniseError::Gone);
         }
         match receiver.await {
             Err(_) => Err(TokeniseError::Gone),
             Ok(Tokenised { error: Some(error), .. }) => Err(TokeniseError::Engine(error)),
-            Ok(Tokenised { tokens, public_prefix, .. }) => Ok(Prompt { tokens, public_prefix }),
+            Ok(answer) => Ok(answer),
         }
     }
 

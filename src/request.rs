@@ -130,6 +130,8 @@ pub enum Input {
     Chat(Vec<Turn>),
     /// A prompt whose control tokens are parsed.
     Raw(String),
+    /// Texts whose vectors are wanted; control tokens in them stay text.
+    Texts(Vec<String>),
 }
 
 impl Input {
@@ -139,6 +141,7 @@ impl Input {
         match self {
             Self::Chat(turns) => turns.iter().map(|turn| turn.content.len()).sum(),
             Self::Raw(prompt) => prompt.len(),
+            Self::Texts(texts) => texts.iter().map(String::len).sum(),
         }
     }
 
@@ -151,8 +154,10 @@ impl Input {
 
 impl Drop for Input {
     fn drop(&mut self) {
-        if let Self::Raw(prompt) = self {
-            prompt.zeroize();
+        match self {
+            Self::Chat(_) => {}
+            Self::Raw(prompt) => prompt.zeroize(),
+            Self::Texts(texts) => texts.zeroize(),
         }
     }
 }
@@ -162,6 +167,7 @@ impl fmt::Debug for Input {
         match self {
             Self::Chat(turns) => write!(f, "Chat({} turns)", turns.len()),
             Self::Raw(prompt) => write!(f, "Raw({} bytes)", prompt.len()),
+            Self::Texts(texts) => write!(f, "Texts({} texts)", texts.len()),
         }
     }
 }
@@ -257,5 +263,21 @@ pub fn refusal(id: &str, node: &str, error: &RequestError) -> v1::Final {
         error: Some(error.to_wire()),
         retry_after_ms: error.retry_after_ms,
         ..v1::Final::default()
+    }
+}
+
+impl From<v1::Final> for v1::EmbedReply {
+    /// The outcome of a request for embeddings, without them.
+    fn from(last: v1::Final) -> Self {
+        Self {
+            id: last.id,
+            embeddings: Vec::new(),
+            node: last.node,
+            outcome: last.outcome,
+            usage: last.usage,
+            timings: last.timings,
+            error: last.error,
+            retry_after_ms: last.retry_after_ms,
+        }
     }
 }

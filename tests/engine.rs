@@ -1,5 +1,7 @@
 //! Drives the real engine process over a socket pair, with a real model.
 
+#[path = "engine/embed.rs"]
+mod embed;
 #[path = "engine/harness.rs"]
 mod harness;
 

@@ -170,7 +170,7 @@ async fn only_answered_requests_are_acknowledged() {
     let again = [node.next().await, node.next().await];
     let texts = again.each_ref().map(|asked| match &asked.request.input {
         temperd::request::Input::Chat(turns) => turns[0].content.clone(),
-        temperd::request::Input::Raw(_) => panic!("it was a conversation"),
+        temperd::request::Input::Raw(_) | temperd::request::Input::Texts(_) => panic!("it was a conversation"),
     });
     assert_eq!(texts, ["b", "c"]);
 }

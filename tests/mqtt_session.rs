@@ -201,7 +201,7 @@ async fn bad_requests_get_a_clear_error_and_the_next_one_is_answered() {
         ("chat/pump", vec![b'x'; 262_145], plain(), "payload_too_large"),
         ("chat/bad name", json("1", "x"), plain(), "invalid_request"),
         ("complete/pump", br#"{"id":"1","prompt":"x"}"#.to_vec(), plain(), "forbidden"),
-        ("embed/pump", br#"{"id":"1","input":["x"]}"#.to_vec(), plain(), "invalid_request"),
+        ("embed/pump", br#"{"id":"1","input":[]}"#.to_vec(), plain(), "invalid_request"),
     ];
     for (operation, payload, properties, code) in cases {
         device.publish(&topic(&format!("request/{operation}")), payload, properties).await;
@@ -331,7 +331,7 @@ async fn the_node_announces_itself_drains_and_says_goodbye() {
     let node = Node::up(mqtt).await;
     device.wait_for(&topic("availability"), "online").await;
     let info: v1::Info = wire::from_json(&device.next_on(&topic("info")).await.payload).unwrap();
-    assert_eq!(info.operations, ["chat", "cancel", "status"]);
+    assert_eq!(info.operations, ["chat", "embed", "cancel", "status"]);
     let state: v1::Status = wire::from_json(&device.next_on(&topic("state")).await.payload).unwrap();
     assert!(state.ready && state.queue.is_none() && state.running.is_none());
     let telemetry: v1::Telemetry = wire::from_json(&device.next_on(&topic("telemetry")).await.payload).unwrap();

@@ -2,9 +2,11 @@
 
 use std::time::{Duration, Instant};
 
-use super::ticket::Outlet;
+use super::{
+    prompt::Prompt,
+    ticket::{Event, Outlet},
+};
 use crate::{
-    engine::Prompt,
     request::{Input, Outcome, Request, RequestError},
     wire::{engine, v1},
 };
@@ -29,6 +31,9 @@ pub(super) struct Job {
     tokens: u32,
     text: String,
     logprobs: Vec<v1::TokenLogprob>,
+    /// Whether vectors are wanted in place of an answer.
+    pub(super) embeds: bool,
+    pub(super) embeddings: Vec<v1::Embedding>,
     /// What was last said of its place in the queue.
     ahead: Option<u32>,
 }
@@ -36,6 +41,8 @@ pub(super) struct Job {
 impl Job {
     pub(super) fn new(request: Request, prompt: Option<Prompt>, outlet: Outlet, times: Times, seed: u32) -> Self {
         Self {
+            embeds: matches!(request.input, Input::Texts(_)),
+            embeddings: Vec::new(),
             request,
             outlet,
             prompt,
@@ -63,7 +70,11 @@ impl Job {
 
     /// Cells of the KV cache that prompt and answer may come to need; `None` while the prompt has no tokens.
     pub(super) fn cells(&self, limits: Limits) -> Option<u32> {
-        let prompt = u32::try_from(self.prompt.as_ref()?.tokens.len()).unwrap_or(u32::MAX);
+        let prompt = self.prompt.as_ref()?;
+        if self.embeds {
+            return Some(prompt.embedding_cells(limits.context));
+        }
+        let prompt = u32::try_from(prompt.tokens.len()).unwrap_or(u32::MAX);
         Some(prompt.saturating_add(self.max_tokens(limits)))
     }
 
@@ -77,12 +88,7 @@ impl Job {
         now: Instant,
     ) -> engine::Start {
         let max_tokens = self.max_tokens(limits);
-        let Prompt { tokens: prompt, public_prefix } =
-            self.prompt.take().unwrap_or(Prompt { tokens: Vec::new(), public_prefix: 0 });
-        self.prompt_tokens = u32::try_from(prompt.len()).unwrap_or(u32::MAX);
-        self.started = Some(now);
-        // Its text has become tokens: it is overwritten here rather than kept until the end.
-        self.request.input = Input::Raw(String::new());
+        let Prompt { tokens: prompt, public_prefix, .. } = self.begin(now);
         let sampling = &self.request.sampling;
         engine::Start {
             sequence: key,
@@ -108,6 +114,15 @@ impl Job {
             priority: self.request.priority,
             digests: false,
         }
+    }
+
+    /// Moves the prompt out. Its text has become tokens: it is overwritten here rather than kept until the end.
+    pub(super) fn begin(&mut self, now: Instant) -> Prompt {
+        let prompt = self.prompt.take().unwrap_or_default();
+        self.prompt_tokens = u32::try_from(prompt.tokens.len()).unwrap_or(u32::MAX);
+        self.started = Some(now);
+        self.request.input = Input::Raw(String::new());
+        prompt
     }
 
     /// Takes in what a step brought, and says how long the first token took where this was it.
@@ -163,7 +178,7 @@ impl Job {
     }
 
     /// Sends the one outcome.
-    pub(super) fn finish(self, node: &str, end: End, now: Instant) {
+    pub(super) fn finish(mut self, node: &str, end: End, now: Instant) {
         let (outcome, finish_reason, error) = match end {
             End::Completed { finish_reason } => (Outcome::Completed, Some(finish_reason), None),
             End::Other { outcome, error } => (outcome, None, Some(error)),
@@ -172,6 +187,7 @@ impl Job {
         let message =
             answered.then(|| v1::Message { role: "assistant".into(), content: self.text, ..v1::Message::default() });
         let started = self.started.unwrap_or(now);
+        let embeddings = std::mem::take(&mut self.embeddings);
         let final_ = v1::Final {
             id: self.request.id.clone(),
             node: node.into(),
@@ -193,7 +209,12 @@ impl Job {
             error: error.map(|error| error.to_wire()),
             ..v1::Final::default()
         };
-        self.outlet.finish(final_);
+        self.outlet.finish(if self.embeds {
+            let embeddings = if outcome == Outcome::Completed { embeddings } else { Vec::new() };
+            Event::Embedded(Box::new(v1::EmbedReply { embeddings, ..final_.into() }))
+        } else {
+            Event::Final(Box::new(final_))
+        });
     }
 }
 

@@ -15,13 +15,14 @@ use tokio::sync::{mpsc, oneshot, watch};
 use super::{
     Admit, Command, Settings, View, draining,
     job::{End, Job, Limits, Sharing, Times},
-    model_unavailable, prompt,
+    model_unavailable,
+    prompt::{self, Prompt},
     service_time::ServiceTime,
     ticket::{self, Ticket},
 };
 use crate::{
     config::SharePrefix,
-    engine::{EngineEvent, EngineHandle, Prompt},
+    engine::{EngineEvent, EngineHandle},
     request::{
         Client, ErrorCode, Outcome, RequestError,
         queue::{self, Entry, Full, Queue},
@@ -245,6 +246,7 @@ impl Owner {
             }
             EngineEvent::Ready(ready) => self.engine_ready(&ready),
             EngineEvent::Step(step) => self.step(step, now()).await,
+            EngineEvent::Embedded(embedded) => self.embedded(embedded),
             EngineEvent::Ended { reason } => {
                 self.engine_gone(&reason);
                 self.parts.status.update(|status| {
@@ -271,6 +273,7 @@ impl Owner {
         self.ready = true;
         // llama.cpp rounds the context up; the configured one stays the limit.
         self.limits.context = self.parts.settings.context.min(ready.context);
+        self.parts.view.send_modify(|view| view.embedding_length = Some(ready.embedding_length));
         log::info!(target: "temperd::dispatch", context = ready.context, gpu_layers = ready.gpu_layers,
             load_s = ready.load_s; "model ready: {}", ready.description);
         self.parts.status.update(|status| {
@@ -315,9 +318,6 @@ impl Owner {
                 }
             }
             let Some(finished) = finished else { continue };
-            let Some(slot) = self.slots.remove(&key) else { continue };
-            self.queue.ended(&slot.client);
-            let Some(job) = slot.job else { continue };
             let end = match finished.reason.as_str() {
                 reason @ ("stop" | "length") => End::Completed { finish_reason: reason.into() },
                 reason => {
@@ -326,6 +326,20 @@ impl Owner {
                     End::Other { outcome: Outcome::Failed, error }
                 }
             };
+            self.sequence_ended(key, end);
+        }
+    }
+
+    /// The job of a running sequence, unless it has its outcome.
+    pub(super) fn job_mut(&mut self, key: u64) -> Option<&mut Job> {
+        self.slots.get_mut(&key)?.job.as_mut()
+    }
+
+    /// The engine is done with a sequence: its slot is free, and its request, where it has no outcome yet, ends so.
+    pub(super) fn sequence_ended(&mut self, key: u64, end: End) {
+        let Some(slot) = self.slots.remove(&key) else { return };
+        self.queue.ended(&slot.client);
+        if let Some(job) = slot.job {
             self.finish(job, end);
         }
     }
@@ -406,6 +420,13 @@ impl Owner {
             let Some(entry) = self.queue.pop_ready(fits) else { break };
             let Entry { key, client, payload: mut job, .. } = entry;
             let cells = job.cells(limits).unwrap_or(0);
+            if job.embeds {
+                let embed = job.embed(key, limits, now());
+                self.parts.metrics.prompt_read(embed.tokens.len() as u64);
+                self.slots.insert(key, Slot { client, cells, job: Some(job) });
+                let _engine_gone = self.parts.engine.embed(embed).await;
+                continue;
+            }
             let prompter = self.parts.view.borrow().prompter.clone();
             let stop_tokens = prompter.map_or_else(Vec::new, |prompter| prompter.stop_tokens(&job.request.stop));
             let start = job.start(key, stop_tokens, self.sharing(&client), limits, now());

@@ -16,7 +16,8 @@ use crate::{
     telemetry::metrics::Metrics,
     wire::{
         engine::{
-            Finished, Hello, Ready, SequenceOutput, Start, Step, ToEngine, Tokenised, Vocabulary, to_engine::Frame,
+            Embed, Embedded, Finished, Hello, Ready, SequenceOutput, Start, Step, ToEngine, Tokenised, Vector,
+            Vocabulary, to_engine::Frame,
         },
         v1,
     },
@@ -89,6 +90,17 @@ impl Rig {
         }
     }
 
+    async fn embeds(&mut self) -> Embed {
+        match self.frames.recv().await {
+            Some(Frame::Embed(embed)) => embed,
+            other => panic!("not an embed: {other:?}"),
+        }
+    }
+
+    async fn embedded(&self, embedded: Embedded) {
+        self.event(EngineEvent::Embedded(embedded)).await;
+    }
+
     async fn stopped(&mut self) -> u64 {
         match self.frames.recv().await {
             Some(Frame::Stop(stop)) => stop.sequence,
@@ -156,6 +168,7 @@ async fn an_answer_comes_in_pieces_and_whole() {
         match ticket.next().await.expect("an event") {
             Event::Chunk(chunk) => pieces += &chunk.delta,
             Event::Final(last) => break last,
+            Event::Embedded(_) => panic!("nobody asked for vectors"),
         }
     };
     assert_eq!(pieces, "Good day");
@@ -163,6 +176,72 @@ async fn an_answer_comes_in_pieces_and_whole() {
     assert_eq!(last.message.expect("a message").content, "Good day");
     let usage = last.usage.expect("usage");
     assert_eq!((usage.prompt_tokens, usage.completion_tokens), (5, 2));
+}
+
+fn texts(id: &str, input: &[&str]) -> Request {
+    let input = input.iter().map(|text| (*text).into()).collect();
+    let request = v1::EmbedRequest { id: id.into(), input, ..v1::EmbedRequest::default() };
+    let bounds = check::Bounds { context: CONTEXT, payload_bytes: 1 << 20 };
+    check::embed(request, Client::uid(1), WayIn::Http, &bounds).expect("a good request")
+}
+
+fn vectors(sequence: u64, values: &[f32], end: Option<&str>) -> Embedded {
+    Embedded {
+        sequence,
+        vectors: values.iter().map(|value| Vector { values: vec![*value] }).collect(),
+        finished: end.map(|reason| Finished { reason: reason.into(), ..Finished::default() }),
+        ..Embedded::default()
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn vectors_come_in_parts_and_are_answered_as_one() {
+    let mut rig = Rig::ready(1, 4).await;
+    let ticket = rig.dispatcher.submit(texts("a", &["one", "three", "x"])).await.expect("admitted");
+    let embed = rig.embeds().await;
+    assert_eq!((embed.lengths, embed.cells), (vec![3, 5, 1], 9));
+    assert_eq!(embed.tokens, b"onethreex".map(u32::from));
+    rig.embedded(vectors(embed.sequence, &[1.0, 2.0], None)).await;
+    rig.embedded(vectors(embed.sequence, &[3.0], Some("stop"))).await;
+    let reply = ticket.embedded().await;
+    assert_eq!((reply.id.as_str(), reply.outcome.as_str(), reply.error), ("a", "completed", None));
+    assert_eq!(reply.embeddings.iter().map(|one| one.values[0]).collect::<Vec<_>>(), [1.0, 2.0, 3.0]);
+    let usage = reply.usage.expect("usage");
+    assert_eq!((usage.prompt_tokens, usage.completion_tokens), (9, 0));
+    assert_eq!(rig.metrics.totals().completed, 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn embeddings_that_fail_or_are_cancelled_have_one_outcome_and_no_vectors() {
+    let mut rig = Rig::ready(1, 4).await;
+    let ticket = rig.dispatcher.submit(texts("a", &["one", "two"])).await.expect("admitted");
+    let embed = rig.embeds().await;
+    let waits = rig.dispatcher.submit(texts("b", &["one"])).await.expect("queued");
+    rig.embedded(vectors(embed.sequence, &[1.0], None)).await;
+    let end = Finished { reason: "error".into(), error: Some("too long".into()), ..Finished::default() };
+    let (limit, actual) = (Some(2), Some(3));
+    rig.embedded(Embedded { limit, actual, finished: Some(end), ..vectors(embed.sequence, &[], None) }).await;
+    let reply = ticket.embedded().await;
+    assert_eq!((reply.outcome.as_str(), reply.embeddings.len()), ("failed", 0));
+    let error = reply.error.expect("an error");
+    assert_eq!((error.code.as_str(), error.limit, error.actual), ("context_length_exceeded", limit, actual));
+
+    let embed = rig.embeds().await;
+    assert!(rig.dispatcher.cancel(&Client::uid(1), "b").await);
+    assert_eq!(waits.embedded().await.outcome, "cancelled");
+    assert_eq!(rig.stopped().await, embed.sequence);
+    let next = rig.dispatcher.submit(texts("c", &["one"])).await.expect("queued");
+    assert!(rig.frames.try_recv().is_err(), "the slot is still taken");
+    rig.embedded(vectors(embed.sequence, &[], Some("cancelled"))).await;
+    rig.embeds().await;
+    rig.handle.detach();
+    rig.event(EngineEvent::Ended { reason: "it died".into() }).await;
+    assert_eq!(next.embedded().await.outcome, "failed");
+    let too_long = texts("d", &["x", &"y".repeat(CONTEXT as usize + 1)]);
+    rig.frames = play_tokeniser(&rig.handle);
+    rig.load().await;
+    let error = rig.dispatcher.submit(too_long).await.expect_err("refused");
+    assert_eq!((error.code, error.param.as_deref()), (ErrorCode::ContextLengthExceeded, Some("input[1]")));
 }
 
 #[tokio::test(start_paused = true)]

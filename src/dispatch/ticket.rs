@@ -30,12 +30,14 @@ pub enum Event {
     Chunk(v1::Chunk),
     /// The one outcome, with the whole answer. Nothing comes after it.
     Final(Box<v1::Final>),
+    /// The one outcome of a request for embeddings. Nothing comes after it.
+    Embedded(Box<v1::EmbedReply>),
 }
 
 #[derive(Debug)]
 struct Last {
     unsent: Option<v1::Chunk>,
-    outcome: Box<v1::Final>,
+    outcome: Event,
 }
 
 /// The owner's end of a ticket.
@@ -72,11 +74,11 @@ impl Outlet {
     }
 
     /// Sends the outcome; a piece that still waits goes before it.
-    pub(super) fn finish(mut self, outcome: v1::Final) {
+    pub(super) fn finish(mut self, outcome: Event) {
         if let Some(unsent) = &mut self.unsent {
             unsent.seq = self.next_seq;
         }
-        let _ticket_dropped = self.last.send(Last { unsent: self.unsent, outcome: Box::new(outcome) });
+        let _ticket_dropped = self.last.send(Last { unsent: self.unsent, outcome });
     }
 
     /// Resolves once the ticket was dropped.
@@ -110,7 +112,7 @@ impl Ticket {
                 last = last => last,
             };
             // The owner outlives every ticket; where its task died all the same, the request has failed.
-            let last = last.unwrap_or_else(|_| Last { unsent: None, outcome: Box::new(lost(&self.id)) });
+            let last = last.unwrap_or_else(|_| Last { unsent: None, outcome: Event::Final(Box::new(lost(&self.id))) });
             self.phase = Phase::Ending(last);
         }
         if let Ok(chunk) = self.chunks.try_recv() {
@@ -121,7 +123,7 @@ impl Ticket {
                 self.phase = Phase::Ending(Last { unsent: None, outcome });
                 Some(Event::Chunk(chunk))
             }
-            Phase::Ending(Last { unsent: None, outcome }) => Some(Event::Final(outcome)),
+            Phase::Ending(Last { unsent: None, outcome }) => Some(outcome),
             Phase::Open(_) | Phase::Ended => None,
         }
     }
@@ -132,7 +134,19 @@ impl Ticket {
             match self.next().await {
                 Some(Event::Final(outcome)) => return *outcome,
                 Some(Event::Chunk(_)) => {}
-                None => return lost(&self.id),
+                Some(Event::Embedded(_)) | None => return lost(&self.id),
+            }
+        }
+    }
+
+    /// Waits for the outcome of a request for embeddings.
+    pub async fn embedded(mut self) -> v1::EmbedReply {
+        loop {
+            match self.next().await {
+                Some(Event::Embedded(reply)) => return *reply,
+                Some(Event::Final(last)) => return (*last).into(),
+                Some(Event::Chunk(_)) => {}
+                None => return lost(&self.id).into(),
             }
         }
     }
@@ -166,7 +180,7 @@ mod tests {
         for word in &words {
             outlet.send(piece(word));
         }
-        outlet.finish(v1::Final::default());
+        outlet.finish(Event::Final(Box::default()));
         let mut text = String::new();
         let mut seqs = Vec::new();
         while let Some(event) = ticket.next().await {
@@ -175,7 +189,7 @@ mod tests {
                     text.push_str(&chunk.delta);
                     seqs.push(chunk.seq);
                 }
-                Event::Final(_) => break,
+                Event::Final(_) | Event::Embedded(_) => break,
             }
         }
         assert_eq!(text, words.concat());

@@ -185,6 +185,7 @@ impl Supervisor {
                     return End::Unusable(failed.message);
                 }
                 Some(from_engine::Frame::Step(step)) => EngineEvent::Step(step),
+                Some(from_engine::Frame::Embedded(embedded)) => EngineEvent::Embedded(embedded),
                 Some(from_engine::Frame::Tokenised(answer)) => {
                     self.handle.tokenised(answer);
                     continue;

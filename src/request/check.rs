@@ -16,6 +16,8 @@ const STOP_BYTES: usize = 256;
 const BIASES: usize = 1024;
 /// Alternatives per token; OpenAI's own limit.
 const TOP_LOGPROBS: i32 = 20;
+/// Texts of one request for embeddings.
+const INPUTS: usize = 256;
 /// Shortest `max_reply_bytes` that can hold a reply without its text.
 const REPLY_BYTES: u32 = 256;
 
@@ -61,6 +63,35 @@ pub fn complete(
         return Err(RequestError::invalid("prompt", "must not be empty"));
     }
     checked(fields, Input::Raw(prompt), client, way_in, bounds)
+}
+
+/// Checks a request for embeddings.
+///
+/// # Errors
+/// As [`chat`].
+pub fn embed(
+    request: v1::EmbedRequest,
+    client: Client,
+    way_in: WayIn,
+    bounds: &Bounds,
+) -> Result<Request, RequestError> {
+    if request.input.is_empty() {
+        return Err(RequestError::invalid("input", "must hold at least one text"));
+    }
+    if request.input.len() > INPUTS {
+        return Err(RequestError::invalid("input", format_args!("at most {INPUTS} texts are taken"))
+            .with_numbers(INPUTS, request.input.len()));
+    }
+    if let Some(index) = request.input.iter().position(String::is_empty) {
+        return Err(RequestError::invalid(&format!("input[{index}]"), "must not be empty"));
+    }
+    let fields = v1::ChatRequest {
+        id: request.id,
+        priority: request.priority,
+        deadline_ms: request.deadline_ms,
+        ..v1::ChatRequest::default()
+    };
+    checked(fields, Input::Texts(request.input), client, way_in, bounds)
 }
 
 /// The fields that both requests share, in the form of the larger one.
@@ -476,6 +507,22 @@ mod tests {
         let with = |logprobs, top_logprobs| checked(v1::ChatRequest { logprobs, top_logprobs, ..plain() });
         assert_eq!(with(Some(true), None).unwrap().logprobs, Some(0));
         assert_eq!(with(Some(false), Some(0)).unwrap().logprobs, None);
+    }
+
+    #[test]
+    fn texts_for_embeddings_are_bounded_and_not_empty() {
+        let ask = |input: Vec<String>| {
+            let request = v1::EmbedRequest { input, ..v1::EmbedRequest::default() };
+            super::embed(request, Client::uid(1), WayIn::Http, &BOUNDS)
+        };
+        let param = |input| ask(input).expect_err("refused").param.expect("a field");
+        assert_eq!(ask(vec!["x".into(); INPUTS]).expect("as many as may be").input.len(), INPUTS);
+        assert_eq!(param(vec![]), "input");
+        assert_eq!(param(vec!["x".into(); INPUTS + 1]), "input");
+        assert_eq!(param(vec!["x".into(), String::new()]), "input[1]");
+        let half = "x".repeat(BOUNDS.payload_bytes / 2);
+        let error = ask(vec![half.clone(), format!("{half}x")]).expect_err("too large");
+        assert_eq!((error.code, error.limit, error.actual), (ErrorCode::PayloadTooLarge, Some(4096), Some(4097)));
     }
 
     #[test]

@@ -11,7 +11,10 @@ use tonic_health::{pb::health_server::HealthServer, server::HealthService};
 use crate::{
     dispatch::{Event, Ticket},
     request::{self, Client, ErrorCode, RequestError, WayIn, check},
-    serve::unix::{self, Peer, Shared},
+    serve::{
+        openai::answer::failure_of,
+        unix::{self, Peer, Shared},
+    },
     wire::v1::{
         self, CancelReply, CancelRequest, ChatEvent, ChatRequest, CompleteRequest, DeleteSessionReply,
         DeleteSessionRequest, EmbedReply, EmbedRequest, SetOperatingPointRequest, StatusRequest, chat_event,
@@ -110,7 +113,25 @@ impl Inference for Service {
     }
 
     async fn embed(&self, request: Request<EmbedRequest>) -> Result<Response<EmbedReply>, Status> {
-        Err(self.refuse(peer(&request)?, &later("input", "Embed")))
+        let peer = peer(&request)?;
+        let deadline = deadline(request.metadata());
+        let mut request = request.into_inner();
+        request.deadline_ms = sooner(request.deadline_ms, deadline);
+        let request = check::embed(request, Client::uid(peer.uid), WayIn::Grpc, &self.shared.bounds)
+            .map_err(|error| self.refuse(peer, &error))?;
+        let ticket = self.shared.dispatcher.submit(request).await.map_err(|error| status::from(&error))?;
+        let id = ticket.id().parse();
+        let reply = ticket.embedded().await;
+        match failure_of(&reply.outcome, reply.error.as_ref(), reply.retry_after_ms) {
+            Some(error) => Err(status::from(&error)),
+            None => {
+                let mut response = Response::new(reply);
+                if let Ok(id) = id {
+                    response.metadata_mut().insert("x-request-id", id);
+                }
+                Ok(response)
+            }
+        }
     }
 }
 
@@ -158,7 +179,8 @@ fn events(ticket: Ticket) -> Events {
         match ticket.next().await {
             Some(Event::Chunk(chunk)) => Some((Ok(event(chat_event::Event::Chunk(chunk))), Some(ticket))),
             Some(Event::Final(last)) => Some((Ok(event(chat_event::Event::Final(*last))), None)),
-            None => Some((Err(status::from(&lost())), None)),
+            // Embeddings are no answer to a prompt.
+            Some(Event::Embedded(_)) | None => Some((Err(status::from(&lost())), None)),
         }
     }))
 }

@@ -97,9 +97,8 @@ impl Mqtt {
     #[must_use]
     pub fn info(&self) -> v1::Info {
         let served = |op: &Op| match op {
-            Op::Chat | Op::Cancel | Op::Status => true,
+            Op::Chat | Op::Embed | Op::Cancel | Op::Status => true,
             Op::Complete => self.config.raw_prompt,
-            Op::Embed => false,
         };
         v1::Info {
             node: self.node.clone(),

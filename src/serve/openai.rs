@@ -32,6 +32,7 @@ use crate::{
 };
 
 pub mod answer;
+mod embeddings;
 mod fields;
 mod logprobs;
 pub mod request;
@@ -44,7 +45,7 @@ pub(super) fn routes() -> Router<Arc<Shared>> {
     Router::new()
         .route("/v1/chat/completions", post(chat))
         .route("/v1/completions", post(completions))
-        .route("/v1/embeddings", post(embeddings))
+        .route("/v1/embeddings", post(embeddings::serve))
         .route("/v1/models", get(models))
         .route("/v1/models/{*id}", get(model))
 }
@@ -65,11 +66,6 @@ async fn completions(State(shared): App, Extension(peer): Who, body: Bytes) -> R
             asked.check(&shared, peer, |request, client, bounds| check::complete(request, client, WayIn::Http, bounds))
         });
     answer(&shared, peer, Shape::Text, checked).await
-}
-
-async fn embeddings(State(shared): App, Extension(peer): Who) -> Response {
-    let error = RequestError::invalid("input", "embeddings are not available yet");
-    http::refuse(&shared, peer, &error, None)
 }
 
 /// A request that passed every check, and what the answer has to know.
@@ -129,7 +125,7 @@ async fn outcome(mut ticket: Ticket) -> Result<v1::Final, RequestError> {
         match ticket.next().await {
             Some(Event::Chunk(_)) => {}
             Some(Event::Final(last)) => return answer::failure(&last).map_or(Ok(*last), Err),
-            None => return Err(grpc::lost()),
+            Some(Event::Embedded(_)) | None => return Err(grpc::lost()),
         }
     }
 }

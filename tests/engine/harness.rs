@@ -11,8 +11,8 @@ use std::{
 use temperd::{
     engine::frames,
     wire::engine::{
-        FromEngine, Hello, Load, Log, Ready, Sampling, Segment, SequenceOutput, Start, ToEngine, TokenInfo, Tokenise,
-        Tokenised, Vocabulary, from_engine, to_engine,
+        Embedded, FromEngine, Hello, Load, Log, Ready, Sampling, Segment, SequenceOutput, Start, ToEngine, TokenInfo,
+        Tokenise, Tokenised, Vocabulary, from_engine, to_engine,
     },
 };
 
@@ -31,6 +31,7 @@ pub struct Engine {
     pub tokenised: HashMap<u64, Tokenised>,
     started: usize,
     ended: usize,
+    pub embedded: Vec<Embedded>,
 }
 
 /// What came of a sequence.
@@ -81,6 +82,7 @@ impl Engine {
             tokenised: HashMap::new(),
             started: 0,
             ended: 0,
+            embedded: Vec::new(),
         };
         match engine.next() {
             from_engine::Frame::Hello(hello) => {
@@ -141,6 +143,7 @@ impl Engine {
             from_engine::Frame::Tokenised(tokenised) => {
                 self.tokenised.insert(tokenised.id, tokenised);
             }
+            from_engine::Frame::Embedded(embedded) => self.embedded.push(embedded),
             other => panic!("unexpected {other:?}"),
         }
     }

@@ -72,6 +72,18 @@ class Client:
         *_, last = self.inference.Complete(raw)
         check("Complete continues a raw prompt", last.final.outcome == "completed", last.final.outcome)
 
+    def embeds(self):
+        texts = ["A pump moves water.", "The pump pushes water through a pipe.", "She plays the piano."]
+        reply = self.inference.Embed(self.pb.EmbedRequest(id="e", input=texts))
+        check("Embed gives a vector per text", [len(e.values) for e in reply.embeddings] == [576] * 3,
+              [len(e.values) for e in reply.embeddings])
+        check("of length 1", all(abs(sum(v * v for v in e.values) - 1) < 1e-5 for e in reply.embeddings))
+        check("its outcome, id and usage", (reply.outcome, reply.id, reply.usage.prompt_tokens > 9,
+                                            reply.usage.completion_tokens) == ("completed", "e", True, 0), reply.usage)
+        refused("Embed past its deadline",
+                lambda: self.inference.Embed(self.pb.EmbedRequest(input=["word " * 2000] * 16, deadline_ms=1)),
+                status=Code.DEADLINE_EXCEEDED, code="expired")
+
     def ends(self):
         stream = self.inference.Chat(self.question(id="long", stream=True, max_tokens=4000, repeat_penalty=1.3))
         next(stream)
@@ -93,7 +105,11 @@ class Client:
         role = self.pb.Message(role="bystander", content="x")
         refused("an unknown role", lambda: self.inference.Chat(self.question(messages=[role])),
                 param="messages[0].role", **bad)
-        refused("Embed", lambda: self.inference.Embed(self.pb.EmbedRequest(input=["x"])), param="input", **bad)
+        for what, fields, param in [("no text", {}, "input"), ("an empty text", {"input": ["x", ""]}, "input[1]"),
+                                    ("too many texts", {"input": ["x"] * 257}, "input"),
+                                    ("a priority", {"input": ["x"], "priority": 2}, "priority")]:
+            refused(f"Embed with {what}", lambda: self.inference.Embed(self.pb.EmbedRequest(**fields)),
+                    param=param, **bad)
         refused("SetOperatingPoint",
                 lambda: self.control.SetOperatingPoint(self.control_pb.SetOperatingPointRequest()),
                 param="operating_point", **bad)
@@ -146,6 +162,7 @@ def main(path, folder):
         client = Client(channel, folder)
         client.status()
         client.answers()
+        client.embeds()
         client.ends()
         client.refusals()
         health(channel)

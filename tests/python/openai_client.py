@@ -121,6 +121,21 @@ def completions(client, model):
     check("a raw prompt is streamed", "".join(chunk.choices[0].text for chunk in stream))
 
 
+def embeddings(client, model):
+    texts = ["A pump moves water.", "She plays the piano."]
+    # The client asks for base64 by itself and decodes it.
+    answer = client.embeddings.create(model=model, input=texts)
+    check("a vector for each text", [item.index for item in answer.data] == [0, 1], answer.data)
+    length = len(answer.data[0].embedding)
+    check("as long as the model's", length > 100 and len(answer.data[1].embedding) == length, length)
+    check("of length 1", all(abs(sum(v * v for v in item.embedding) - 1) < 1e-5 for item in answer.data))
+    check("their model and usage", answer.model == model and answer.usage.total_tokens == answer.usage.prompt_tokens > 5,
+          answer.usage)
+    plain = client.embeddings.create(model=model, input=texts[0], encoding_format="float", dimensions=length, user="u")
+    near = sum(a * b for a, b in zip(plain.data[0].embedding, answer.data[0].embedding))
+    check("numbers in JSON say the same", near > 0.999, near)
+
+
 def errors(client, model):
     def ask(**more):
         return lambda: client.chat.completions.create(**({"model": model, "messages": QUESTION} | more))
@@ -134,8 +149,17 @@ def errors(client, model):
         refused(f"`{field}` = {json.dumps(value)}", openai.BadRequestError, ask(**{field: value}), param=field, **bad)
     refused("an unknown field", openai.BadRequestError, ask(extra_body={"never_heard_of": 1}),
             param="never_heard_of", **bad)
-    refused("embeddings", openai.BadRequestError, lambda: client.embeddings.create(model=model, input="x"),
-            param="input", **bad)
+    for field, value in [("input", []), ("input", [1, 2]), ("input", [[1, 2]]), ("dimensions", 7),
+                         ("encoding_format", "int8"), ("extra_body", {"never_heard_of": 1})]:
+        fields = {"model": model, "input": "x"} | {field: value}
+        refused(f"embeddings with `{field}` = {json.dumps(value)}", openai.BadRequestError,
+                lambda: client.embeddings.create(**fields),
+                param="never_heard_of" if field == "extra_body" else field, **bad)
+    refused("embeddings of an empty text", openai.BadRequestError,
+            lambda: client.embeddings.create(model=model, input=["x", ""]), param="input[1]", **bad)
+    refused("embeddings of an unknown model", openai.NotFoundError,
+            lambda: client.embeddings.create(model="no-such-model", input="x"),
+            status=404, code="unknown_model", param="model")
     long = [{"role": "user", "content": "word " * 40_000}]
     error = refused("a prompt over the context", openai.BadRequestError, ask(messages=long),
                     status=400, code="context_length_exceeded")
@@ -191,6 +215,7 @@ def main(path):
     streamed(client, model)
     logprobs(client, model)
     completions(client, model)
+    embeddings(client, model)
     errors(client, model)
     plain_http(http)
     disconnect(client, http, model)

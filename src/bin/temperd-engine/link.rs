@@ -11,7 +11,7 @@ use std::{
 
 use temperd::{
     engine::frames,
-    wire::engine::{FromEngine, Hello, Load, Log, Start, ToEngine, Tokenised, from_engine, to_engine},
+    wire::engine::{Embed, FromEngine, Hello, Load, Log, Start, ToEngine, Tokenised, from_engine, to_engine},
 };
 
 use crate::vocabulary::Job;
@@ -22,6 +22,8 @@ pub enum Command {
     Load(Load),
     /// Answer this prompt.
     Start(Start),
+    /// Make vectors of these texts.
+    Embed(Embed),
     /// End this sequence.
     Stop(u64),
 }
@@ -75,6 +77,7 @@ pub fn read(socket: UnixStream, link: &Link, owner: &SyncSender<Command>, tokeni
         let command = match next(&mut socket) {
             Ok(Some(to_engine::Frame::Load(load))) => Command::Load(load),
             Ok(Some(to_engine::Frame::Start(start))) => Command::Start(start),
+            Ok(Some(to_engine::Frame::Embed(embed))) => Command::Embed(embed),
             Ok(Some(to_engine::Frame::Stop(stop))) => Command::Stop(stop.sequence),
             Ok(Some(to_engine::Frame::Tokenise(tokenise))) => {
                 if let Err(TrySendError::Full(Job::Tokenise(tokenise))) = tokeniser.try_send(Job::Tokenise(tokenise)) {

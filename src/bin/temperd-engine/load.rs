@@ -152,7 +152,7 @@ pub fn context<'model>(
     load: &Load,
     plan: &Plan,
 ) -> Result<(LlamaContext<'model>, Curve), String> {
-    let params = params(load, plan)?;
+    let params = params(load, u32::try_from(plan.slots).unwrap_or(1) + u32::from(plan.batch_invariant))?;
     errors.clear();
     let mut context = model.new_context(backend, params).map_err(|error| {
         let reason = errors.reason(&error.to_string());
@@ -166,7 +166,11 @@ pub fn context<'model>(
     Ok((context, curve))
 }
 
-fn params(load: &Load, plan: &Plan) -> Result<LlamaContextParams, String> {
+/// What every context of this model has in common, for so many sequences.
+///
+/// # Errors
+/// A setting that cannot be.
+pub fn params(load: &Load, sequences: u32) -> Result<LlamaContextParams, String> {
     if load.parallel == 0 || load.parallel > MAX_SEQUENCES {
         return Err(format!("parallel {} is not within 1 to {MAX_SEQUENCES}", load.parallel));
     }
@@ -185,7 +189,7 @@ fn params(load: &Load, plan: &Plan) -> Result<LlamaContextParams, String> {
     let (threads, threads_batch) = threads(load);
     Ok(LlamaContextParams::default()
         .with_n_ctx(NonZeroU32::new(load.context))
-        .with_n_seq_max(u32::try_from(plan.slots).unwrap_or(1) + u32::from(plan.batch_invariant))
+        .with_n_seq_max(sequences)
         .with_kv_unified(true)
         .with_type_k(kv_type(&load.kv_type_k)?)
         .with_type_v(kv_type(&load.kv_type_v)?)

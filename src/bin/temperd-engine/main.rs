@@ -16,6 +16,7 @@ mod batch;
 mod cells;
 mod curve;
 mod decode;
+mod embed;
 mod link;
 mod load;
 mod log;

@@ -14,6 +14,7 @@ use temperd::wire::engine::{Heartbeat, Load, LoadFailed, Ready, SequenceOutput, 
 
 use crate::{
     decode::Decoder,
+    embed::{self, Embedder},
     link::{Command, Link},
     load,
     log::Errors,
@@ -60,6 +61,7 @@ fn wait(link: &Link, commands: &Receiver<Command>) -> Option<Load> {
                 let output = SequenceOutput { sequence: start.sequence, finished, ..SequenceOutput::default() };
                 link.send(Frame::Step(Step { outputs: vec![output] }));
             }
+            Ok(Command::Embed(embed)) => embed::refuse(link, embed.sequence, "no model is loaded"),
             Ok(Command::Stop(_)) => {}
             Err(RecvTimeoutError::Timeout) => link.send(Frame::Heartbeat(Heartbeat::default())),
             Err(RecvTimeoutError::Disconnected) => return None,
@@ -84,7 +86,8 @@ fn serve(around: &Surroundings, load: &Load, commands: &Receiver<Command>) -> Re
     let plan = load::plan(&model, load)?;
     let (context, curve) = load::context(backend, errors, &model, load, &plan)?;
     link.send(Frame::Ready(ready(around, load, &model, &context, began)));
-    Ok(decode(Decoder::new(&model, context, plan, curve, link), link, commands))
+    let embedder = Embedder::new(around, &model, load);
+    Ok(decode(Decoder::new(&model, context, plan, curve, link), embedder, link, commands))
 }
 
 fn ready(around: &Surroundings, load: &Load, model: &LlamaModel, context: &LlamaContext<'_>, began: Instant) -> Ready {
@@ -104,14 +107,21 @@ fn ready(around: &Surroundings, load: &Load, model: &LlamaModel, context: &Llama
         n_ubatch: context.n_ubatch(),
         load_s: began.elapsed().as_secs_f64(),
         description: vocabulary::description(model),
+        embedding_length: u32::try_from(model.n_embd_out()).unwrap_or_default(),
     }
 }
 
 /// The batch loop: commands are taken between steps, and waited for where nothing runs.
-fn decode(mut decoder: Decoder<'_>, link: &Link, commands: &Receiver<Command>) -> Option<Load> {
+fn decode(
+    mut decoder: Decoder<'_>,
+    mut embedder: Embedder<'_>,
+    link: &Link,
+    commands: &Receiver<Command>,
+) -> Option<Load> {
     let mut beat = Instant::now();
     loop {
-        let command = if decoder.idle() {
+        let idle = decoder.idle() && embedder.idle();
+        let command = if idle {
             match commands.recv_timeout(IDLE) {
                 Ok(command) => Some(command),
                 Err(RecvTimeoutError::Timeout) => None,
@@ -126,17 +136,26 @@ fn decode(mut decoder: Decoder<'_>, link: &Link, commands: &Receiver<Command>) -
         };
         match command {
             Some(Command::Start(start)) => decoder.start(start),
-            Some(Command::Stop(id)) => decoder.stop(id),
+            Some(Command::Embed(embed)) => embedder.push(embed),
+            Some(Command::Stop(id)) => {
+                decoder.stop(id);
+                embedder.stop(id);
+            }
             Some(Command::Load(load)) => {
                 decoder.fail_all("another model is being loaded");
                 decoder.flush();
+                embedder.fail_all("another model is being loaded");
                 return Some(load);
             }
-            None if !decoder.idle() => decoder.step(),
-            None => {}
+            None => {
+                if !decoder.idle() {
+                    decoder.step();
+                }
+                embedder.step(!decoder.idle());
+            }
         }
         decoder.flush();
-        if beat.elapsed() >= if decoder.idle() { IDLE } else { AT_WORK } {
+        if beat.elapsed() >= if idle { IDLE } else { AT_WORK } {
             link.send(Frame::Heartbeat(decoder.heartbeat()));
             beat = Instant::now();
         }

@@ -73,10 +73,10 @@ pub fn tokenise(jobs: &Receiver<Job>, link: &Link) {
     while let Ok(job) = jobs.recv() {
         match job {
             Job::Vocabulary(new) => model = Some(new),
-            Job::Tokenise(Tokenise { id, segments, add_bos, public }) => {
+            Job::Tokenise(Tokenise { id, segments, add_bos, add_special, public }) => {
                 let answer = match &model {
                     Some(model) => {
-                        let tokens_of = |segments: &[Segment]| tokens(&model.vocab(), segments, add_bos);
+                        let tokens_of = |segments: &[Segment]| tokens(&model.vocab(), segments, add_bos, add_special);
                         let (tokens, public) = (tokens_of(&segments), tokens_of(&public));
                         let common = tokens.iter().zip(&public).take_while(|(a, b)| a == b).count();
                         Tokenised { id, tokens, public_prefix: u32::try_from(common).unwrap_or(0), error: None }
@@ -89,13 +89,13 @@ pub fn tokenise(jobs: &Receiver<Job>, link: &Link) {
     }
 }
 
-fn tokens(vocab: &LlamaVocab<'_>, segments: &[Segment], add_bos: bool) -> Vec<u32> {
+fn tokens(vocab: &LlamaVocab<'_>, segments: &[Segment], add_bos: bool, add_special: bool) -> Vec<u32> {
     let mut tokens = Vec::new();
     for segment in segments {
-        tokens.extend(vocab.tokenize(segment.text.as_bytes(), false, segment.special));
+        tokens.extend(vocab.tokenize(segment.text.as_bytes(), add_special, segment.special));
     }
     let bos = vocab.bos();
-    if add_bos && vocab.should_add_bos() && bos.0 >= 0 && tokens.first() != Some(&bos) {
+    if add_bos && !add_special && vocab.should_add_bos() && bos.0 >= 0 && tokens.first() != Some(&bos) {
         tokens.insert(0, bos);
     }
     tokens.into_iter().filter_map(|token| u32::try_from(token.0).ok()).collect()
@@ -128,10 +128,12 @@ fn text(vocab: &LlamaVocab<'_>, token: LlamaToken) -> String {
     String::from_utf8_lossy(&vocab.token_to_piece(token, true, None)).into_owned()
 }
 
-fn architecture(model: &LlamaModel, key: &str) -> Option<String> {
+/// A value of the model's own architecture, `<architecture>.<key>`.
+pub fn architecture(model: &LlamaModel, key: &str) -> Option<String> {
     meta(model, &format!("{}.{key}", meta(model, "general.architecture")?))
 }
 
-fn meta(model: &LlamaModel, key: &str) -> Option<String> {
+/// A value of the file.
+pub fn meta(model: &LlamaModel, key: &str) -> Option<String> {
     model.meta_val_str(key).ok()
 }

@@ -135,7 +135,14 @@ fn read(target: &Target, format: Format, payload: &[u8], rules: Rules<'_>) -> Re
             let request = check::complete(request, client, WayIn::Mqtt, rules.bounds)?;
             job(request, format, rules.node)
         }
-        Op::Embed => Err(RequestError::new(ErrorCode::InvalidRequest, "embed is not available yet")),
+        Op::Embed => {
+            let request = match format {
+                Format::Text => v1::EmbedRequest { input: vec![text(payload)?], ..v1::EmbedRequest::default() },
+                _ => parse(format, payload)?,
+            };
+            let request = check::embed(request, client, WayIn::Mqtt, rules.bounds)?;
+            Ok(Asked::Job(Box::new(request)))
+        }
         Op::Cancel => cancel(format, payload),
         Op::Status => match format {
             Format::Text => Ok(Asked::Status),
@@ -269,6 +276,19 @@ mod tests {
     }
 
     #[test]
+    fn texts_for_embeddings_in_three_forms() {
+        let request = v1::EmbedRequest { input: vec!["Is it ok?".into()], ..v1::EmbedRequest::default() };
+        for (content_type, payload) in [
+            (None, b"Is it ok?".to_vec()),
+            (None, br#"{"input":["Is it ok?"]}"#.to_vec()),
+            (Some("application/x-protobuf"), request.encode_to_vec()),
+        ] {
+            let Ok(Asked::Job(job)) = ask(Op::Embed, content_type, &payload) else { panic!("{content_type:?}") };
+            assert_eq!(job.input, Input::Texts(vec!["Is it ok?".into()]));
+        }
+    }
+
+    #[test]
     fn bad_input_names_its_error_and_keeps_its_id() {
         use ErrorCode::{Forbidden, InvalidRequest, PayloadTooLarge};
         assert_eq!(rejected(Op::Chat, None, b"{\"id\":"), (InvalidRequest, String::new()));
@@ -284,7 +304,7 @@ mod tests {
         assert_eq!(rejected(Op::Status, Some("application/x-protobuf"), unknown).0, InvalidRequest);
         assert_eq!(rejected(Op::Chat, None, &[b'x'; 1001]).0, PayloadTooLarge);
         assert_eq!(rejected(Op::Complete, None, br#"{"id":"4","prompt":"x"}"#), (Forbidden, "4".into()));
-        assert_eq!(rejected(Op::Embed, None, br#"{"id":"4","input":["x"]}"#), (InvalidRequest, "4".into()));
+        assert_eq!(rejected(Op::Embed, None, br#"{"id":"4","input":[]}"#), (InvalidRequest, "4".into()));
         assert_eq!(rejected(Op::Cancel, None, b"{}"), (InvalidRequest, String::new()));
     }
 

@@ -34,12 +34,17 @@ pub struct ReplyTo {
     pub expires: Option<Instant>,
     /// Longest payload of the final.
     pub max_bytes: Option<u32>,
+    /// Embeddings were asked for: every outcome is an `EmbedReply`.
+    pub embeds: bool,
 }
 
 impl ReplyTo {
     /// The one outcome, with the whole answer.
     #[must_use]
     pub fn last(&self, mut last: v1::Final, now: Instant) -> Message {
+        if self.embeds {
+            return self.embedded(last.into(), now);
+        }
         let payload = encode_final(self.format, &mut last, self.max_bytes.map(|max| max as usize));
         let mut user = vec![("outcome", last.outcome)];
         push_clean(&mut user, "id", last.id);
@@ -47,6 +52,18 @@ impl ReplyTo {
             push_clean(&mut user, "finish_reason", reason);
         }
         if let Some(error) = last.error {
+            push_clean(&mut user, "code", error.code);
+        }
+        self.message(payload, user, now)
+    }
+
+    /// The one outcome of a request for embeddings; text has no form for vectors, so it is a line of JSON.
+    #[must_use]
+    pub fn embedded(&self, reply: v1::EmbedReply, now: Instant) -> Message {
+        let payload = encode(self.format, &reply);
+        let mut user = vec![("outcome", reply.outcome)];
+        push_clean(&mut user, "id", reply.id);
+        if let Some(error) = reply.error {
             push_clean(&mut user, "code", error.code);
         }
         self.message(payload, user, now)

@@ -91,6 +91,8 @@ pub enum Step<T> {
     Chunk(u64, T, v1::Chunk),
     /// The one outcome.
     Final(u64, Box<v1::Final>),
+    /// The one outcome of a request for embeddings.
+    Embedded(u64, Box<v1::EmbedReply>),
     /// Not accepted; the dispatcher has counted and logged it.
     Refused(u64, RequestError),
     /// What became of a cancel: whether there was such a request.
@@ -102,6 +104,7 @@ async fn advance<T: Pending>(job: u64, mut ticket: T) -> Step<T> {
     match ticket.next().await {
         Some(dispatch::Event::Chunk(chunk)) => Step::Chunk(job, ticket, chunk),
         Some(dispatch::Event::Final(last)) => Step::Final(job, last),
+        Some(dispatch::Event::Embedded(reply)) => Step::Embedded(job, reply),
         None => Step::Refused(job, RequestError::new(ErrorCode::Internal, "the request ended without an outcome")),
     }
 }
@@ -286,6 +289,14 @@ impl<A: Answers> Session<A> {
                     self.push_answer(number, message);
                 }
             }
+            Step::Embedded(number, reply) => {
+                if let Some(job) = self.jobs.get_mut(&number) {
+                    job.accepted = true;
+                    job.id.clone_from(&reply.id);
+                    let message = job.reply.embedded(*reply, now);
+                    self.push_answer(number, message);
+                }
+            }
             Step::Refused(number, error) => {
                 if let Some(job) = self.jobs.get(&number) {
                     let message = job.reply.refused(&job.id, &self.mqtt.node, &error, now);
@@ -333,8 +344,8 @@ impl<A: Answers> Session<A> {
             return;
         };
         job.replaced = true;
-        let text =
-            format!("the answer has {bytes} bytes, the broker takes packets of {limit}; ask for max_reply_bytes");
+        let way_out = if job.reply.embeds { "send fewer texts at once" } else { "ask for max_reply_bytes" };
+        let text = format!("the answer has {bytes} bytes, the broker takes packets of {limit}; {way_out}");
         let error = RequestError::new(ErrorCode::PayloadTooLarge, text).with_numbers(limit as usize, bytes);
         let last = v1::Final {
             id: job.id.clone(),

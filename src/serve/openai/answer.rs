@@ -117,21 +117,26 @@ pub(super) fn finish_reason(last: &v1::Final) -> &'static str {
 
 /// The error of a request that was accepted and not completed.
 pub fn failure(last: &v1::Final) -> Option<RequestError> {
-    let by_outcome = match last.outcome.as_str() {
+    failure_of(&last.outcome, last.error.as_ref(), last.retry_after_ms)
+}
+
+/// The same of an outcome in whatever message.
+pub fn failure_of(outcome: &str, error: Option<&v1::Error>, retry_after_ms: Option<u32>) -> Option<RequestError> {
+    let by_outcome = match outcome {
         "completed" => return None,
         "expired" => ErrorCode::Expired,
         "cancelled" => ErrorCode::Cancelled,
         _ => ErrorCode::Internal,
     };
-    let mut error = match &last.error {
-        None => RequestError::new(by_outcome, format!("the request ended as {}", last.outcome)),
+    let mut error = match error {
+        None => RequestError::new(by_outcome, format!("the request ended as {outcome}")),
         Some(error) => RequestError {
             limit: error.limit,
             actual: error.actual,
             ..RequestError::new(ErrorCode::from_wire(&error.code).unwrap_or(by_outcome), error.message.clone())
         },
     };
-    error.retry_after_ms = last.retry_after_ms;
+    error.retry_after_ms = retry_after_ms;
     Some(error)
 }
 

@@ -200,11 +200,7 @@ pub fn completion(body: &[u8], context: u32) -> Result<Asked<v1::CompleteRequest
 /// The fields of both endpoints, in the form of the smaller request; ends the reading.
 fn common(mut fields: Fields, context: u32) -> Result<Asked<v1::CompleteRequest>, RequestError> {
     let model = fields.require("model")?;
-    let user: Option<String> = fields.take("user")?;
-    if user.as_deref().is_some_and(|user| !(1..=USER_BYTES).contains(&user.len()) || user.contains(char::is_control)) {
-        let message = format_args!("must have 1 to {USER_BYTES} bytes and no control characters");
-        return Err(RequestError::invalid("user", message));
-    }
+    let user = user(&mut fields)?;
     let stream = fields.take("stream")?;
     let options: Option<StreamOptions> = fields.take("stream_options")?;
     if options.is_some() && stream != Some(true) {
@@ -240,6 +236,16 @@ fn common(mut fields: Fields, context: u32) -> Result<Asked<v1::CompleteRequest>
     fields.neutral(&COMMON)?;
     fields.finish()?;
     Ok(Asked { request, model, user, include_usage: options.include_usage.unwrap_or(false) })
+}
+
+/// Whom a gateway asks for.
+pub(super) fn user(fields: &mut Fields) -> Result<Option<String>, RequestError> {
+    let user: Option<String> = fields.take("user")?;
+    if user.as_deref().is_some_and(|user| !(1..=USER_BYTES).contains(&user.len()) || user.contains(char::is_control)) {
+        let message = format_args!("must have 1 to {USER_BYTES} bytes and no control characters");
+        return Err(RequestError::invalid("user", message));
+    }
+    Ok(user)
 }
 
 /// An answer's length under either of its names; the error carries the one that was used.

@@ -150,7 +150,7 @@ pub fn response(ticket: Ticket, writer: Writer) -> Response {
                     ticket = None;
                     lines.extend(writer.last(&last));
                 }
-                None => {
+                Some(Event::Embedded(_)) | None => {
                     ticket = None;
                     lines.extend(writer.failed(&grpc::lost()));
                 }

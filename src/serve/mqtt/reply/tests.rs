@@ -18,7 +18,14 @@ fn answer(text: &str) -> v1::Final {
 }
 
 fn reply_to(format: Format, max_bytes: Option<u32>) -> ReplyTo {
-    ReplyTo { topic: "t".into(), format, correlation: Some(Bytes::from_static(b"\x00mark")), expires: None, max_bytes }
+    ReplyTo {
+        topic: "t".into(),
+        format,
+        correlation: Some(Bytes::from_static(b"\x00mark")),
+        expires: None,
+        max_bytes,
+        embeds: false,
+    }
 }
 
 fn property<'a>(message: &'a super::Message, name: &str) -> Option<&'a str> {
@@ -141,5 +148,23 @@ proptest! {
         let found = longest(&text, |length| length <= limit).unwrap();
         let expected = (0..=text.len().min(limit)).rev().find(|at| text.is_char_boundary(*at)).unwrap();
         prop_assert_eq!(found, expected);
+    }
+}
+
+#[test]
+fn whatever_becomes_of_embeddings_is_told_in_their_own_form() {
+    for format in [Format::Json, Format::Protobuf, Format::Text] {
+        let reply = ReplyTo { embeds: true, ..reply_to(format, None) };
+        let read = |message: &Message| match format {
+            Format::Protobuf => v1::EmbedReply::decode(&message.payload[..]).expect("protobuf"),
+            _ => wire::from_json(&message.payload).expect("JSON"),
+        };
+        let embeddings = vec![v1::Embedding { values: vec![0.6, -0.8] }];
+        let whole = v1::EmbedReply { id: "7".into(), outcome: "completed".into(), embeddings, ..Default::default() };
+        assert_eq!(read(&reply.embedded(whole.clone(), Instant::now())), whole);
+        let error = RequestError::invalid("input", "must hold at least one text");
+        let refused = read(&reply.refused("7", "edge", &error, Instant::now()));
+        assert_eq!((refused.id.as_str(), refused.outcome.as_str()), ("7", "refused"));
+        assert_eq!(refused.error.expect("an error").code, "invalid_request");
     }
 }

@@ -18,7 +18,7 @@ use crate::{
         codec::{self, Asked, Format, Rejected, Rules},
         message::{Incoming, Message},
         reply::ReplyTo,
-        topics::{self, Target},
+        topics::{self, Op, Target},
     },
 };
 
@@ -47,6 +47,7 @@ impl<A: Answers> Session<A> {
             correlation: message.correlation.clone(),
             expires: message.expiry.map(|life| now + life),
             max_bytes: None,
+            embeds: target.op == Op::Embed,
         };
         let rules = Rules { bounds: &self.mqtt.bounds, raw_prompt: self.mqtt.config.raw_prompt, node: &self.mqtt.node };
         let asked = match (allowed, known) {

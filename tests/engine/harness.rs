@@ -1,5 +1,7 @@
 //! An engine process at the other end of a socket pair, and the frames to drive it.
 
+#![allow(dead_code, reason = "each test takes what it needs")]
+
 use std::{
     collections::HashMap,
     os::{fd::OwnedFd, unix::net::UnixStream},

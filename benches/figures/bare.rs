@@ -1,0 +1,58 @@
+//! The bare loop: one token per `llama_decode`, greedy, with the threads, KV type, flash attention and context of the
+//! others. Reads "TOKENS PROMPT" lines and answers each with tokens per second.
+
+use std::{io::BufRead, num::NonZeroU32, path::Path, time::Instant};
+
+use anyhow::{Context, Result};
+use llama_cpp_2::{
+    context::{LlamaContext, params::LlamaContextParams},
+    llama_backend::LlamaBackend,
+    llama_batch::LlamaBatch,
+    model::{LlamaModel, params::LlamaModelParams},
+    token::LlamaToken,
+};
+
+use crate::peer::CONTEXT;
+
+/// Runs until its input ends.
+pub fn run(path: &Path) -> Result<()> {
+    let backend = LlamaBackend::init()?;
+    let model = LlamaModel::load_from_file(&backend, path, &LlamaModelParams::default())?;
+    let threads: i32 = std::env::var("TEMPERD_BENCH_THREADS").context("TEMPERD_BENCH_THREADS")?.parse()?;
+    let params = LlamaContextParams::default()
+        .with_n_ctx(NonZeroU32::new(CONTEXT))
+        .with_n_batch(512)
+        .with_n_ubatch(512)
+        .with_n_threads(threads)
+        .with_n_threads_batch(threads);
+    let mut context = model.new_context(&backend, params)?;
+    for line in std::io::stdin().lock().lines() {
+        let line = line?;
+        let (tokens, prompt) = line.split_once(' ').context("TOKENS PROMPT")?;
+        println!("{}", decode(&model, &mut context, prompt, tokens.parse()?)?);
+    }
+    Ok(())
+}
+
+fn decode(model: &LlamaModel, context: &mut LlamaContext<'_>, prompt: &str, tokens: usize) -> Result<f64> {
+    context.clear_kv_cache();
+    let read = model.vocab().tokenize(prompt.as_bytes(), true, false);
+    let mut batch = LlamaBatch::new(read.len().max(1), 1);
+    batch.add_sequence(&read, 0, false)?;
+    context.decode(&mut batch)?;
+    let mut token = greedy(context, batch.n_tokens() - 1);
+    let began = Instant::now();
+    for position in (i32::try_from(read.len())?..).take(tokens - 1) {
+        batch.clear();
+        batch.add(token, position, &[0], true)?;
+        context.decode(&mut batch)?;
+        token = greedy(context, 0);
+    }
+    Ok((tokens - 1) as f64 / began.elapsed().as_secs_f64())
+}
+
+fn greedy(context: &LlamaContext<'_>, row: i32) -> LlamaToken {
+    let logits = context.get_logits_ith(row);
+    let best = logits.iter().enumerate().max_by(|a, b| a.1.total_cmp(b.1)).map_or(0, |(index, _)| index);
+    LlamaToken(i32::try_from(best).unwrap_or(0))
+}

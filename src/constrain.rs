@@ -139,7 +139,9 @@ impl Constrainer {
     fn compile(&self, constraint: &Constraint) -> Result<Matcher, String> {
         let grammar = match constraint {
             Constraint::Schema(text) => schema::grammar(text)?,
-            Constraint::Grammar(text) => TopLevelGrammar::from_lark(gbnf::to_lark(text).map_err(|error| error.to_string())?),
+            Constraint::Grammar(text) => {
+                TopLevelGrammar::from_lark(gbnf::to_lark(text).map_err(|error| error.to_string())?)
+            }
         };
         let parser = self.0.create_parser(grammar).map_err(|error| reason(&error))?;
         Ok(Matcher(llguidance::Matcher::new(Ok(parser))))

@@ -246,7 +246,11 @@ impl<'a> Parser<'a> {
             }
             ranges.push((from, to));
         }
-        if ranges.is_empty() { self.error("the class before this place is empty") } else { Ok(What::Class(ranges, others)) }
+        if ranges.is_empty() {
+            self.error("the class before this place is empty")
+        } else {
+            Ok(What::Class(ranges, others))
+        }
     }
 
     fn character(&mut self) -> Parsed<char> {

@@ -17,6 +17,7 @@ use tokio::{
 use crate::{
     chat::Prompter,
     config::SharePrefix,
+    constrain::check::Checker,
     engine::{EngineEvent, EngineHandle},
     request::{Client, ErrorCode, Request, RequestError},
     status::StatusBoard,
@@ -82,6 +83,7 @@ pub struct Dispatcher {
     view: watch::Receiver<View>,
     engine: EngineHandle,
     metrics: Arc<Metrics>,
+    checker: Checker,
     context: u32,
 }
 
@@ -124,7 +126,7 @@ impl Dispatcher {
             commands: commands.downgrade(),
         });
         tokio::spawn(owner.run(incoming, events));
-        Self { commands, view, engine, metrics, context }
+        Self { commands, view, engine, metrics, checker: Checker::default(), context }
     }
 
     /// Admits a request: renders and tokenises it, checks the size, queues it. While no engine can tokenise, the size
@@ -148,6 +150,9 @@ impl Dispatcher {
         }
         if let Some(reason) = view.failed {
             return Err(model_unavailable(&reason));
+        }
+        if let Some(constraint) = &request.constraint {
+            self.checker.check(constraint).await?;
         }
         let prompt = match view.prompter {
             None => {

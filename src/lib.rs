@@ -10,6 +10,7 @@
 //! | [`request`] | what a request is, the queue, repeats: pure | reads a clock, does I/O |
 //! | [`board`] | readings of the board, below one root | decides anything |
 //! | [`chat`] | conversation → prompt | knows who asked |
+//! | [`constrain`] | schema or grammar → which tokens may follow | knows a sequence |
 //! | [`engine`] | the engine process and its frames | keeps a request |
 //! | [`dispatch`] | every request from admission to its one outcome | knows a way in |
 //! | [`status`] | the status in force, for everyone to read | |
@@ -24,6 +25,7 @@ pub mod board;
 pub mod chat;
 pub mod cli;
 pub mod config;
+pub mod constrain;
 pub mod daemon;
 pub mod dispatch;
 pub mod engine;

@@ -7,9 +7,10 @@ use std::{fmt, time::Duration};
 
 use zeroize::Zeroize;
 
-use crate::wire::v1;
+use crate::{constrain::Constraint, wire::v1};
 
 pub mod check;
+mod constraint;
 pub mod dedupe;
 pub mod error;
 pub mod queue;
@@ -212,6 +213,8 @@ pub struct Request {
     pub max_tokens: Option<u32>,
     /// Texts that end the answer and are not part of it.
     pub stop: Vec<String>,
+    /// What the answer must obey.
+    pub constraint: Option<Constraint>,
     /// `Some(n)`: log probabilities, with the n best alternatives.
     pub logprobs: Option<u32>,
     /// Whether chunks are wanted.

@@ -58,7 +58,6 @@ fn options_to_come_say_so_and_exit_2() {
     for args in [
         &["ask", "--session", "s", "q"][..],
         &["ask", "--profile", "p", "q"],
-        &["ask", "--schema", "f.json", "q"],
         &["ask", "--batch", "f.jsonl"],
         &["status", "--watch"],
     ] {

@@ -118,13 +118,7 @@ async fn every_bad_input_gets_its_error() {
         (chat, question(&json!({"colour": "red"})), 400, "invalid_request", "colour"),
         (chat, question(&json!({"n": 2})), 400, "invalid_request", "n"),
         (chat, question(&json!({"tools": [{"type": "function"}]})), 400, "invalid_request", "tools"),
-        (
-            chat,
-            question(&json!({"response_format": {"type": "json_object"}})),
-            400,
-            "invalid_request",
-            "response_format",
-        ),
+        (chat, question(&json!({"response_format": {"type": "yaml"}})), 400, "invalid_request", "response_format"),
         (chat, question(&json!({"messages": [{"role": "user", "content": long}]})), 400, "context_length_exceeded", ""),
         ("/v1/completions", json!({"model": MODEL, "prompt": ""}), 400, "invalid_request", "prompt"),
     ];

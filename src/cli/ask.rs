@@ -1,16 +1,20 @@
 //! `temperd ask`: one question, the answer as it comes, and the outcome as the exit code.
 
 use std::{
+    fs::File,
     io::{self, ErrorKind, IsTerminal, Read, Write},
-    path::PathBuf,
+    path::{Path, PathBuf},
 };
 
 use tokio::signal;
 
 use super::{CliError, client};
-use crate::wire::{
-    self,
-    v1::{self, ChatEvent, chat_event::Event, inference_client::InferenceClient},
+use crate::{
+    constrain::BYTES,
+    wire::{
+        self,
+        v1::{self, ChatEvent, chat_event::Event, inference_client::InferenceClient},
+    },
 };
 
 /// Most bytes that are read from standard input: the daemon's own default limit.
@@ -33,7 +37,7 @@ pub struct AskArgs {
     /// Not available yet.
     #[arg(long, value_name = "NAME")]
     profile: Option<String>,
-    /// Not available yet.
+    /// File with a JSON schema that the answer must obey.
     #[arg(long, value_name = "FILE")]
     schema: Option<PathBuf>,
     /// Print the whole answer as one line of JSON, with usage and timings.
@@ -55,7 +59,6 @@ pub async fn run(args: AskArgs) -> Result<(), CliError> {
     let later = [
         ("--session", args.session.is_some()),
         ("--profile", args.profile.is_some()),
-        ("--schema", args.schema.is_some()),
         ("--batch", args.batch.is_some()),
     ];
     if let Some((option, _)) = later.into_iter().find(|(_, given)| *given) {
@@ -69,6 +72,7 @@ pub async fn run(args: AskArgs) -> Result<(), CliError> {
         return Err(CliError::Usage("the question is empty".into()));
     }
     let request = v1::ChatRequest {
+        response_format: args.schema.as_deref().map(schema).transpose()?,
         messages: conversation(args.system, prompt),
         stream: Some(!args.json),
         ..v1::ChatRequest::default()
@@ -123,6 +127,18 @@ async fn converse<W: Write>(
 fn conversation(system: Option<String>, prompt: String) -> Vec<v1::Message> {
     let message = |role: &str, content| v1::Message { role: role.into(), content, ..v1::Message::default() };
     system.map(|text| message("system", text)).into_iter().chain([message("user", prompt)]).collect()
+}
+
+/// The daemon says what is wrong with a schema; that it is one text of a size that it takes is found out here.
+fn schema(path: &Path) -> Result<v1::ResponseFormat, CliError> {
+    let usage = |what: String| CliError::Usage(format!("--schema {}: {what}", path.display()));
+    let mut schema = String::new();
+    let file = File::open(path).map_err(|error| usage(error.to_string()))?;
+    file.take(BYTES as u64 + 1).read_to_string(&mut schema).map_err(|error| usage(error.to_string()))?;
+    if schema.len() > BYTES {
+        return Err(usage(format!("more than {BYTES} bytes, which is the limit")));
+    }
+    Ok(v1::ResponseFormat { r#type: "json_schema".into(), schema: Some(schema) })
 }
 
 /// As a shell's `$(…)`, without the newline at the end.

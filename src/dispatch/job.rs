@@ -7,6 +7,7 @@ use super::{
     ticket::{Event, Outlet},
 };
 use crate::{
+    constrain::Constraint,
     request::{Input, Outcome, Request, RequestError},
     wire::{engine, v1},
 };
@@ -90,6 +91,11 @@ impl Job {
         let max_tokens = self.max_tokens(limits);
         let Prompt { tokens: prompt, public_prefix, .. } = self.begin(now);
         let sampling = &self.request.sampling;
+        let (grammar, json_schema) = match &self.request.constraint {
+            None => (None, None),
+            Some(Constraint::Grammar(grammar)) => (Some(grammar.clone()), None),
+            Some(Constraint::Schema(schema)) => (None, Some(schema.clone())),
+        };
         engine::Start {
             sequence: key,
             prompt,
@@ -104,6 +110,8 @@ impl Job {
                 seed: self.seed,
                 logit_bias: sampling.logit_bias.iter().copied().collect(),
             }),
+            grammar,
+            json_schema,
             stop: self.request.stop.clone(),
             stop_tokens,
             max_tokens,

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::{Client, Input, Request, RequestError, Role, Sampling, Turn, WayIn};
+use super::{Client, Input, Request, RequestError, Role, Sampling, Turn, WayIn, constraint::constraint};
 use crate::wire::v1;
 
 /// Bytes of a client's own request id.
@@ -208,6 +208,7 @@ fn checked(
         sampling,
         max_tokens,
         stop,
+        constraint: constraint(fields.response_format, fields.grammar)?,
         logprobs,
         stream: fields.stream.unwrap_or(false),
         priority,
@@ -222,8 +223,6 @@ fn not_yet(fields: &v1::ChatRequest) -> Result<(), RequestError> {
         ("profile", fields.profile.is_some()),
         ("session", fields.session.is_some()),
         ("adapter", fields.adapter.is_some()),
-        ("response_format", fields.response_format.is_some()),
-        ("grammar", fields.grammar.is_some()),
         ("tools", !fields.tools.is_empty()),
         ("tool_choice", fields.tool_choice.is_some()),
         ("overflow", fields.overflow.is_some()),
@@ -443,12 +442,10 @@ mod tests {
     #[test]
     fn fields_of_later_versions_are_named() {
         type Change = fn(&mut v1::ChatRequest);
-        let changes: [(&str, Change); 9] = [
+        let changes: [(&str, Change); 7] = [
             ("profile", |r| r.profile = Some(String::new())),
             ("session", |r| r.session = Some(String::new())),
             ("adapter", |r| r.adapter = Some(String::new())),
-            ("response_format", |r| r.response_format = Some(v1::ResponseFormat::default())),
-            ("grammar", |r| r.grammar = Some(String::new())),
             ("tools", |r| r.tools.push(v1::Tool::default())),
             ("tool_choice", |r| r.tool_choice = Some(String::new())),
             ("overflow", |r| r.overflow = Some(String::new())),

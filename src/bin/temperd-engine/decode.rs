@@ -21,6 +21,7 @@ use temperd::wire::engine::{
 use crate::{
     batch::{self, Due, Part, Wish},
     cells::Cells,
+    constraint::Constraints,
     curve::Curve,
     link::Link,
     load::Plan,
@@ -43,6 +44,7 @@ pub struct Decoder<'a> {
     link: &'a Link,
     vocab: LlamaVocab<'a>,
     cells: Cells<'a>,
+    constraints: Constraints,
     plan: Plan,
     curve: Curve,
     /// In order of arrival.
@@ -64,12 +66,19 @@ pub struct Decoder<'a> {
 
 impl<'a> Decoder<'a> {
     /// A decoder that goes by this plan.
-    pub fn new(model: &'a LlamaModel, context: LlamaContext<'a>, plan: Plan, curve: Curve, link: &'a Link) -> Self {
+    pub fn new(
+        model: &'a LlamaModel,
+        context: LlamaContext<'a>,
+        (plan, curve): (Plan, Curve),
+        constraints: Constraints,
+        link: &'a Link,
+    ) -> Self {
         let batch = LlamaBatch::new(context.n_batch() as usize, 1);
         Self {
             link,
             vocab: model.vocab(),
             cells: Cells::new(context, plan.slots, plan.batch_invariant),
+            constraints,
             plan,
             curve,
             sequences: Vec::new(),
@@ -102,7 +111,7 @@ impl<'a> Decoder<'a> {
     }
 
     /// Takes a sequence in, from the next step on, or reports why not.
-    pub fn start(&mut self, start: Start) {
+    pub fn start(&mut self, mut start: Start) {
         let id = start.sequence;
         if self.sequences.iter().any(|sequence| sequence.id == id) {
             tracing::error!("sequence {id} runs already, a second start of it is ignored");
@@ -113,7 +122,13 @@ impl<'a> Decoder<'a> {
             self.outputs.push(failed(id, format!("all {} slots are busy", self.sequences.len())));
             return;
         };
-        match Sequence::new(start, slot, self.vocab.n_tokens(), self.cells.context.n_ctx() as usize) {
+        let made = self.constraints.matcher(&mut start).and_then(|matcher| {
+            let n_ctx = self.cells.context.n_ctx() as usize;
+            let mut sequence = Sequence::new(start, slot, self.vocab.n_tokens(), n_ctx)?;
+            sequence.matcher = matcher;
+            Ok(sequence)
+        });
+        match made {
             Ok(sequence) if sequence.answer.may_begin() => self.sequences.push(sequence),
             Ok(_) => {
                 self.cells.release(slot, 0);
@@ -350,12 +365,22 @@ impl<'a> Decoder<'a> {
         let mut accepted = 0;
         for (row, nth) in (first..).zip(0..count) {
             let logits = self.cells.context.get_logits_ith(row);
-            let token = sequence.sampler.sample(logits, sequence.cells(), &mut self.candidates);
+            let allowed = match sequence.allowed() {
+                Ok(allowed) => allowed,
+                Err(error) => {
+                    output.finished = Some(finished("error", Some(error)));
+                    sequence.ended = true;
+                    break;
+                }
+            };
+            let cells = sequence.cells();
+            let token = sequence.sampler.sample(logits, cells, allowed.as_ref(), &mut self.candidates);
             let id = u32::try_from(token.0).unwrap_or_default();
             let full = sequence.cells() >= self.cells.context.n_ctx() as usize;
             self.bytes.clear();
             self.vocab.token_to_piece_into(token, &mut self.bytes, false, None);
-            let taken = sequence.answer.take(id, &self.bytes, self.vocab.is_eog(token), full);
+            let mut taken = sequence.answer.take(id, &self.bytes, self.vocab.is_eog(token), full);
+            let obeyed = sequence.obey(id, &mut taken);
             output.text.push_str(&taken.text);
             if sequence.digests {
                 output.digests.push(digest(logits));
@@ -366,9 +391,9 @@ impl<'a> Decoder<'a> {
                     output.logprobs.push(token_info(&self.vocab, logits, token, top));
                 }
             }
-            if let Some(reason) = taken.end {
+            if let Some(reason) = obeyed.as_ref().map_or(Some("error"), |()| taken.end) {
                 let (drafted, accepted) = sequence.drafted;
-                output.finished = Some(Finished { drafted, accepted, ..finished(reason, None) });
+                output.finished = Some(Finished { drafted, accepted, ..finished(reason, obeyed.err()) });
                 sequence.ended = true;
                 break;
             }

@@ -14,6 +14,7 @@
 
 mod batch;
 mod cells;
+mod constraint;
 mod curve;
 mod decode;
 mod embed;

@@ -13,6 +13,7 @@ use llama_cpp_2::{context::LlamaContext, llama_backend::LlamaBackend, model::Lla
 use temperd::wire::engine::{Heartbeat, Load, LoadFailed, Ready, SequenceOutput, Step, from_engine::Frame};
 
 use crate::{
+    constraint,
     decode::Decoder,
     embed::{self, Embedder},
     link::{Command, Link},
@@ -78,16 +79,19 @@ fn serve(around: &Surroundings, load: &Load, commands: &Receiver<Command>) -> Re
 
     let vocabulary = vocabulary::load(backend, errors, path)?;
     let description = vocabulary::describe(&vocabulary);
+    let constraints = constraint::prepare(&vocabulary)?;
     // The tokeniser has it before the daemon can ask for it.
     jobs.send(Job::Vocabulary(vocabulary)).map_err(|_| "the tokeniser has ended".to_owned())?;
     link.send(Frame::Vocabulary(description));
 
     let model = load::weights(backend, errors, Arc::clone(link), load)?;
     let plan = load::plan(&model, load)?;
+    // Before steps are measured, which it would slow down.
+    let constraints = constraints.join();
     let (context, curve) = load::context(backend, errors, &model, load, &plan)?;
     link.send(Frame::Ready(ready(around, load, &model, &context, began)));
     let embedder = Embedder::new(around, &model, load);
-    Ok(decode(Decoder::new(&model, context, plan, curve, link), embedder, link, commands))
+    Ok(decode(Decoder::new(&model, context, (plan, curve), constraints, link), embedder, link, commands))
 }
 
 fn ready(around: &Surroundings, load: &Load, model: &LlamaModel, context: &LlamaContext<'_>, began: Instant) -> Ready {

@@ -9,7 +9,7 @@ use llama_cpp_2::{
     sampling::LlamaSampler,
     token::{LlamaToken, data::LlamaTokenData, data_array::LlamaTokenDataArray, logit_bias::LlamaLogitBias},
 };
-use temperd::wire::engine::Sampling;
+use temperd::{constrain::Tokens, wire::engine::Sampling};
 
 /// Tokens of prompt and answer that the penalties see, as in llama-server.
 const LAST_N: usize = 64;
@@ -51,15 +51,26 @@ impl Sampler {
         Ok(Self { adjust, narrow: narrow(sampling), seed: sampling.seed })
     }
 
-    /// The token that follows, by the logits of one row of a step; `position` counts the tokens before it. `scratch`
-    /// is overwritten and only there to be reused.
-    pub fn sample(&mut self, logits: &[f32], position: usize, scratch: &mut LlamaTokenDataArray) -> LlamaToken {
-        let token = if self.adjust.is_none() && self.narrow.is_none() {
+    /// The token that follows, by the logits of one row of a step; `position` counts the tokens before it, `allowed` are
+    /// those to choose from (`None`: all). `scratch` is overwritten and only there to be reused.
+    pub fn sample(
+        &mut self,
+        logits: &[f32],
+        position: usize,
+        allowed: Option<&Tokens>,
+        scratch: &mut LlamaTokenDataArray,
+    ) -> LlamaToken {
+        let token = if self.adjust.is_none() && self.narrow.is_none() && allowed.is_none() {
             LlamaToken(id(argmax(logits)))
         } else {
-            fill(scratch, logits);
+            fill(scratch, logits, allowed.filter(|_| self.adjust.is_none()));
             if let Some(adjust) = &mut self.adjust {
+                // It finds tokens fastest where all are in their places.
                 adjust.apply(scratch);
+                if let Some(allowed) = allowed {
+                    let may = |id: LlamaToken| u32::try_from(id.0).is_ok_and(|id| allowed.is_allowed(id));
+                    scratch.data.retain(|candidate| may(candidate.id()));
+                }
             }
             let chosen = match &mut self.narrow {
                 None => greatest(&scratch.data),
@@ -118,11 +129,17 @@ fn narrow(sampling: &Sampling) -> Option<LlamaSampler> {
     Some(LlamaSampler::chain(chain, true))
 }
 
-fn fill(scratch: &mut LlamaTokenDataArray, logits: &[f32]) {
+fn fill(scratch: &mut LlamaTokenDataArray, logits: &[f32], allowed: Option<&Tokens>) {
     scratch.selected = None;
     scratch.sorted = false;
     scratch.data.clear();
-    scratch.data.extend((0..).zip(logits).map(|(token, logit)| LlamaTokenData::new(LlamaToken(token), *logit, 0.0)));
+    let candidate = |token, logit: &f32| LlamaTokenData::new(LlamaToken(token), *logit, 0.0);
+    match allowed {
+        None => scratch.data.extend((0..).zip(logits).map(|(token, logit)| candidate(token, logit))),
+        Some(allowed) => {
+            allowed.iter_set_entries(|at| scratch.data.extend(logits.get(at).map(|logit| candidate(id(at), logit))));
+        }
+    }
 }
 
 /// Index of the greatest value, the first of equals; 0 where nothing is a number.
@@ -225,7 +242,18 @@ mod tests {
         let n_vocab = i32::try_from(logits.len()).expect("small");
         let mut sampler = Sampler::new(sampling, n_vocab, &prompt).expect("valid sampling");
         let mut scratch = LlamaTokenDataArray::new(Vec::new(), false);
-        positions.map(|position| sampler.sample(logits, position, &mut scratch).0).collect()
+        positions.map(|position| sampler.sample(logits, position, None, &mut scratch).0).collect()
+    }
+
+    /// The same for one position, with a choice of these tokens.
+    fn among(allowed: &[u32], sampling: &Sampling, logits: &[f32], prompt: &[i32]) -> i32 {
+        let prompt: Vec<LlamaToken> = prompt.iter().map(|token| LlamaToken(*token)).collect();
+        let n_vocab = i32::try_from(logits.len()).expect("small");
+        let mut set = Tokens::alloc(logits.len());
+        allowed.iter().for_each(|token| set.allow_token(*token));
+        let mut scratch = LlamaTokenDataArray::new(Vec::new(), false);
+        let mut sampler = Sampler::new(sampling, n_vocab, &prompt).expect("valid sampling");
+        sampler.sample(logits, 0, Some(&set), &mut scratch).0
     }
 
     fn at(temperature: f32) -> Sampling {
@@ -255,6 +283,30 @@ mod tests {
         let prompt = |since: usize| [vec![1], vec![0; since]].concat();
         assert_eq!(sampled(&repeat, &[-9.0, 4.0, 3.0], &prompt(63), 0..1), [2]);
         assert_eq!(sampled(&repeat, &[-9.0, 4.0, 3.0], &prompt(64), 0..1), [1]);
+    }
+
+    #[test]
+    fn only_what_is_allowed_is_chosen() {
+        let logits = [9.0, 4.0, 3.0, f32::NEG_INFINITY, f32::NAN];
+        assert_eq!(among(&[1, 2], &at(0.0), &logits, &[]), 1);
+        // Penalties and bias choose among them; they allow nothing and forbid nothing.
+        let repeat = Sampling { repeat_penalty: 2.0, ..at(0.0) };
+        assert_eq!(among(&[1, 2], &repeat, &logits, &[1]), 2);
+        let bias = Sampling { logit_bias: HashMap::from([(0, 100.0), (2, -100.0)]), ..at(0.0) };
+        assert_eq!(among(&[2], &bias, &logits, &[]), 2);
+        for sampling in [at(0.0), at(1.0), Sampling { top_k: 1, ..at(1.0) }, repeat, bias] {
+            assert_eq!(among(&[3], &sampling, &logits, &[]), 3, "a token without a chance that is the only one");
+            assert_eq!(among(&[4], &sampling, &logits, &[]), 4, "one whose logit is no number");
+        }
+    }
+
+    #[test]
+    fn a_draw_among_allowed_ones_is_that_of_a_vocabulary_of_them() {
+        let logits = [5.0, 1.0, 1.1, 1.2, 1.3];
+        for seed in 0..50 {
+            let sampling = Sampling { seed, ..at(1.0) };
+            assert_eq!(among(&[2, 3, 4], &sampling, &logits, &[]), sampled(&sampling, &logits[2..], &[], 0..1)[0] + 2);
+        }
     }
 
     #[test]

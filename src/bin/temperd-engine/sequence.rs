@@ -1,7 +1,10 @@
 //! One running sequence: what of it is in the KV cache, what comes next, and when its answer ends.
 
 use llama_cpp_2::token::LlamaToken;
-use temperd::wire::engine::{Finished, Start};
+use temperd::{
+    constrain::Matcher,
+    wire::engine::{Finished, Start},
+};
 
 use crate::{
     batch::{Due, Wish},
@@ -23,6 +26,8 @@ pub struct Sequence {
     pub sampler: Sampler,
     /// Its answer so far.
     pub answer: Answer,
+    /// Where its answer is within what it must obey.
+    pub matcher: Option<Matcher>,
     /// Best tokens to report beside each chosen one, where log probabilities are wanted at all.
     pub logprobs: Option<usize>,
     /// Whether digests of its logits are wanted.
@@ -69,6 +74,7 @@ impl Sequence {
             slot,
             priority: start.priority,
             sampler: Sampler::new(&start.sampling.unwrap_or_default(), n_vocab, &tokens)?,
+            matcher: None,
             logprobs: start.logprobs.then_some(start.top_logprobs as usize),
             digests: start.digests,
             answer: Answer::new(start.stop, start.stop_tokens, start.max_tokens),

@@ -41,7 +41,7 @@ const LATER: &str = "is not available yet; leave the field out";
 const NEVER: &str = "is not supported; leave the field out";
 
 /// Fields of both endpoints.
-const COMMON: [Neutral; 15] = [
+const COMMON: [Neutral; 14] = [
     Neutral { name: "n", is: |v| *v == 1, otherwise: "must be 1" },
     Neutral { name: "metadata", is: is_empty, otherwise: NEVER },
     Neutral { name: "store", is: |v| *v == false, otherwise: "must be false: answers are not stored" },
@@ -55,21 +55,19 @@ const COMMON: [Neutral; 15] = [
     Neutral { name: "profile", is: |_| false, otherwise: LATER },
     Neutral { name: "session", is: |_| false, otherwise: LATER },
     Neutral { name: "adapter", is: |_| false, otherwise: LATER },
-    Neutral { name: "grammar", is: |_| false, otherwise: LATER },
     Neutral { name: "overflow", is: |_| false, otherwise: LATER },
     Neutral { name: "extract", is: |_| false, otherwise: LATER },
     Neutral { name: "max_reply_bytes", is: |_| false, otherwise: "holds for MQTT only; use `max_tokens` here" },
 ];
 
 /// Fields of chat completions alone.
-const CHAT: [Neutral; 13] = [
+const CHAT: [Neutral; 12] = [
     Neutral { name: "tools", is: is_empty, otherwise: LATER },
     Neutral { name: "tool_choice", is: |v| one_of(v, &["none", "auto"]), otherwise: LATER },
     // Without tools there is nothing that could run in parallel.
     Neutral { name: "parallel_tool_calls", is: Value::is_boolean, otherwise: "must be a boolean" },
     Neutral { name: "functions", is: is_empty, otherwise: LATER },
     Neutral { name: "function_call", is: |v| one_of(v, &["none", "auto"]), otherwise: LATER },
-    Neutral { name: "response_format", is: is_text_format, otherwise: "only {\"type\": \"text\"} is available yet" },
     Neutral { name: "modalities", is: |v| *v == serde_json::json!(["text"]), otherwise: "must be [\"text\"]" },
     Neutral { name: "audio", is: |_| false, otherwise: NEVER },
     Neutral { name: "prediction", is: |_| false, otherwise: NEVER },
@@ -106,10 +104,6 @@ fn is_empty(value: &Value) -> bool {
 
 fn one_of(value: &Value, words: &[&str]) -> bool {
     value.as_str().is_some_and(|value| words.contains(&value))
-}
-
-fn is_text_format(value: &Value) -> bool {
-    *value == serde_json::json!({"type": "text"})
 }
 
 #[derive(Deserialize)]
@@ -170,6 +164,8 @@ pub fn chat(body: &[u8], context: u32) -> Result<Asked<v1::ChatRequest>, Request
         stream: request.stream,
         priority: request.priority,
         deadline_ms: request.deadline_ms,
+        response_format: request.response_format,
+        grammar: request.grammar,
         ..v1::ChatRequest::default()
     };
     Ok(Asked { request, model, user, include_usage })
@@ -231,11 +227,33 @@ fn common(mut fields: Fields, context: u32) -> Result<Asked<v1::CompleteRequest>
         stream,
         priority: fields.take("priority")?,
         deadline_ms: fields.take("deadline_ms")?,
+        response_format: response_format(&mut fields)?,
+        // As in llama-server, OpenAI has none.
+        grammar: fields.take("grammar")?,
         ..v1::CompleteRequest::default()
     };
     fields.neutral(&COMMON)?;
     fields.finish()?;
     Ok(Asked { request, model, user, include_usage: options.include_usage.unwrap_or(false) })
+}
+
+/// OpenAI's form of it, with the schema as a value. `strict` asks for what is done anyway; name and description are for
+/// models that are told of the schema.
+fn response_format(fields: &mut Fields) -> Result<Option<v1::ResponseFormat>, RequestError> {
+    let Some(map) = fields.take("response_format")? else { return Ok(None) };
+    let mut format = Fields::new("response_format.".into(), map);
+    let kind: String = format.require("type")?;
+    let mut schema = None;
+    if kind == "json_schema" {
+        let mut inner = Fields::new("response_format.json_schema.".into(), format.require("json_schema")?);
+        schema = Some(inner.require::<Value>("schema")?.to_string());
+        inner.take::<String>("name")?;
+        inner.take::<String>("description")?;
+        inner.take::<bool>("strict")?;
+        inner.finish()?;
+    }
+    format.finish()?;
+    Ok(Some(v1::ResponseFormat { r#type: kind, schema }))
 }
 
 /// Whom a gateway asks for.

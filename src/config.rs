@@ -34,6 +34,14 @@ pub struct Config {
     pub board_root: PathBuf,
 }
 
+impl Config {
+    /// What a model is called: its file's name without the ending.
+    #[must_use]
+    pub fn model_name(path: &Path) -> String {
+        path.file_stem().unwrap_or_default().to_string_lossy().into_owned()
+    }
+}
+
 /// The model and how it is run.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Engine {
@@ -47,10 +55,10 @@ pub struct Engine {
     pub gpu_layers: Option<u32>,
     /// Types of keys and values.
     pub kv_type: KvType,
-    /// Threads of a decode step with one row per sequence.
-    pub threads: u32,
-    /// Threads of a step that reads a prompt.
-    pub threads_batch: u32,
+    /// Threads of a decode step with one row per sequence; `None`: measured when the model is loaded.
+    pub threads: Option<u32>,
+    /// Threads of a step that reads a prompt; `None`: one for each strong core.
+    pub threads_batch: Option<u32>,
     /// Most tokens of one call.
     pub n_batch: u32,
     /// Most tokens that are computed at once.
@@ -67,8 +75,21 @@ pub struct Engine {
     pub lookup: bool,
     /// How long running answers may wait for a step in which prompts are read too, in milliseconds.
     pub step_target_ms: u32,
+    /// LoRA adapters of the model.
+    pub adapters: Vec<Adapter>,
     /// The engine's binary; `None`: looked for as [`crate::engine::locate`] says.
     pub path: Option<PathBuf>,
+}
+
+/// `[[adapter]]`: a LoRA adapter that a request may choose by its name.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Adapter {
+    /// What requests call it.
+    pub name: String,
+    /// The GGUF file.
+    pub path: PathBuf,
+    /// How much of it is added to the model; 0 is nothing.
+    pub scale: f32,
 }
 
 /// Who shares cached prefixes.
@@ -277,8 +298,6 @@ pub struct Overrides {
 /// What the defaults depend on; read once by the caller, so that the check itself does no I/O.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Machine {
-    /// Physical cores.
-    pub cores: u32,
     /// Host name.
     pub hostname: String,
     /// The socket in `/run/temperd` where that is writable, else in `$XDG_RUNTIME_DIR`; `None` without either.

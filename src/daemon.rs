@@ -151,5 +151,6 @@ fn settings(config: &Config) -> dispatch::Settings {
         deadline: config.limits.deadline,
         max_tokens: config.limits.max_tokens,
         share_prefix: config.engine.share_prefix,
+        adapters: config.engine.adapters.clone(),
     }
 }

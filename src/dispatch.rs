@@ -16,15 +16,16 @@ use tokio::{
 
 use crate::{
     chat::Prompter,
-    config::SharePrefix,
+    config::{Adapter, SharePrefix},
     constrain::check::Checker,
     engine::{EngineEvent, EngineHandle},
     request::{Client, ErrorCode, Request, RequestError},
     status::StatusBoard,
     telemetry::metrics::Metrics,
-    wire::v1,
+    wire::{engine::AdapterFailed, v1},
 };
 
+mod adapters;
 mod embedding;
 mod job;
 mod owner;
@@ -34,6 +35,7 @@ mod service_time;
 mod tests;
 mod ticket;
 
+use adapters::Adapters;
 use prompt::Prompt;
 pub use ticket::{Event, Ticket};
 
@@ -63,6 +65,8 @@ pub struct Settings {
     pub max_tokens: u32,
     /// Who shares cached prefixes.
     pub share_prefix: SharePrefix,
+    /// What requests may choose by name.
+    pub adapters: Vec<Adapter>,
 }
 
 /// What admission needs to know of the engine; the owner writes it.
@@ -74,6 +78,8 @@ struct View {
     draining: bool,
     /// Numbers of one embedding; `None` until the model has been loaded once.
     embedding_length: Option<u32>,
+    /// Adapters that the engine could not use.
+    adapters_failed: Vec<AdapterFailed>,
 }
 
 /// Hands requests to the owner. Clones are cheap.
@@ -85,6 +91,7 @@ pub struct Dispatcher {
     metrics: Arc<Metrics>,
     checker: Checker,
     context: u32,
+    adapters: Adapters,
 }
 
 #[derive(Debug)]
@@ -117,6 +124,7 @@ impl Dispatcher {
         let (commands, incoming) = mpsc::channel(COMMANDS);
         let (view_sender, view) = watch::channel(View::default());
         let context = settings.context;
+        let adapters = Adapters::new(&settings.adapters);
         let owner = owner::Owner::new(owner::Parts {
             settings,
             engine: engine.clone(),
@@ -126,7 +134,7 @@ impl Dispatcher {
             commands: commands.downgrade(),
         });
         tokio::spawn(owner.run(incoming, events));
-        Self { commands, view, engine, metrics, checker: Checker::default(), context }
+        Self { commands, view, engine, metrics, checker: Checker::default(), context, adapters }
     }
 
     /// Admits a request: renders and tokenises it, checks the size, queues it. While no engine can tokenise, the size
@@ -151,6 +159,7 @@ impl Dispatcher {
         if let Some(reason) = view.failed {
             return Err(model_unavailable(&reason));
         }
+        self.adapters.check(request.adapter.as_deref(), &view.adapters_failed)?;
         if let Some(constraint) = &request.constraint {
             self.checker.check(constraint).await?;
         }
@@ -172,6 +181,11 @@ impl Dispatcher {
     #[must_use]
     pub fn embedding_length(&self) -> Option<u32> {
         self.view.borrow().embedding_length
+    }
+
+    /// Names of the configured adapters.
+    pub fn adapters(&self) -> impl Iterator<Item = &str> {
+        self.adapters.names()
     }
 
     /// Cancels a queued or running request of this client; `false` where there is none of that id.
@@ -205,7 +219,7 @@ fn model_unavailable(reason: &str) -> RequestError {
 #[must_use]
 pub fn initial_status(config: &crate::config::Config) -> v1::Status {
     let engine = &config.engine;
-    let name = engine.model.file_stem().unwrap_or_default().to_string_lossy().into_owned();
+    let name = crate::config::Config::model_name(&engine.model);
     v1::Status {
         ready: false,
         reasons: vec!["model_loading".into()],
@@ -227,8 +241,8 @@ pub fn initial_status(config: &crate::config::Config) -> v1::Status {
         running: Some(0),
         mqtt: Some(v1::Mqtt { state: if config.mqtt.is_some() { "connecting" } else { "off" }.into(), outbox: 0 }),
         settings: Some(v1::Settings {
-            threads: engine.threads,
-            threads_batch: engine.threads_batch,
+            threads: engine.threads.unwrap_or(0),
+            threads_batch: engine.threads_batch.unwrap_or(0),
             n_batch: engine.n_batch,
             n_ubatch: engine.n_ubatch,
             kv_type: engine.kv_type.as_str().into(),

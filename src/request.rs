@@ -207,6 +207,8 @@ pub struct Request {
     pub way_in: WayIn,
     /// What the model reads.
     pub input: Input,
+    /// The adapter that is to be applied, by its name; `None`: the model as it is.
+    pub adapter: Option<String>,
     /// How tokens are drawn.
     pub sampling: Sampling,
     /// `None`: the configured default.

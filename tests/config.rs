@@ -8,7 +8,7 @@ use proptest::prelude::*;
 use temperd::config::{Config, ConfigErrors, KvType, Machine, Overrides, load, parse};
 
 fn machine() -> Machine {
-    Machine { cores: 6, hostname: "box".into(), default_socket: Some(PathBuf::from("/run/temperd/temperd.sock")) }
+    Machine { hostname: "box".into(), default_socket: Some(PathBuf::from("/run/temperd/temperd.sock")) }
 }
 
 fn with_model() -> Overrides {
@@ -35,7 +35,7 @@ fn error(text: &str) -> String {
 fn a_model_is_enough() {
     let config = good("");
     assert_eq!(config.engine.model, PathBuf::from("model.gguf"));
-    assert_eq!((config.engine.threads, config.engine.threads_batch), (6, 6));
+    assert_eq!((config.engine.threads, config.engine.threads_batch), (None, None));
     assert_eq!(config.node, "box");
     assert_eq!(config.mqtt, None);
 }
@@ -104,7 +104,6 @@ fn features_to_come_say_so() {
         "[telemetry]\nhome_assistant = true",
         "[http]\nlisten = \"127.0.0.1:80\"",
         "[governor]",
-        "[[adapter]]\nname = \"a\"",
     ] {
         let error = error(text);
         assert!(error.contains("not available yet"), "{error}");
@@ -263,7 +262,7 @@ fn defaults_follow_what_they_depend_on() {
     let config = good("[engine]\ncontext = 256\nthreads = 3\nkv_type = \"f16/q8_0\"");
     assert_eq!((config.engine.n_batch, config.engine.n_ubatch), (256, 256));
     assert_eq!(config.limits.max_tokens, 256);
-    assert_eq!(config.engine.threads_batch, 3);
+    assert_eq!(config.engine.threads_batch, Some(3));
     assert_eq!(config.engine.kv_type, KvType::F16Q8_0);
 }
 

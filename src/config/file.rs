@@ -22,6 +22,12 @@ impl Place {
         Self { name: name.into(), line: None }
     }
 
+    /// A section that may be there several times.
+    #[must_use]
+    pub fn section(name: &str, line: usize) -> Self {
+        Self { name: name.into(), line: Some(line) }
+    }
+
     /// The text of an error about what was written here.
     #[must_use]
     pub fn error(&self, message: impl fmt::Display) -> String {
@@ -64,6 +70,10 @@ pub enum WordOrNumber {
     Number(i64),
 }
 
+/// A number, as written.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Number(pub String);
+
 /// All keys of the file.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 #[allow(missing_docs, reason = "the keys are described in config.example.toml")]
@@ -74,6 +84,7 @@ pub struct File {
     pub limits: LimitKeys,
     pub telemetry: TelemetryKeys,
     pub log: LogKeys,
+    pub adapters: Vec<AdapterKeys>,
 }
 
 /// `[engine]`
@@ -155,6 +166,16 @@ pub struct LogKeys {
     pub format: Setting<String>,
 }
 
+/// `[[adapter]]`, with the line that it begins at.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+#[allow(missing_docs, reason = "the keys are described in config.example.toml")]
+pub struct AdapterKeys {
+    pub line: usize,
+    pub name: Setting<String>,
+    pub path: Setting<String>,
+    pub scale: Setting<Number>,
+}
+
 /// Reads the file's text. `None`: it is no TOML at all, and what it means cannot be checked.
 pub fn parse(text: &str, errors: &mut Vec<String>) -> Option<File> {
     read(text, errors).map(|(file, _)| file)
@@ -171,17 +192,23 @@ pub(super) fn read(text: &str, errors: &mut Vec<String>) -> Option<(File, Vec<St
         }));
         return None;
     }
-    let mut reader = Reader { sections: BTreeMap::new(), section: "", known: Vec::new(), found: Vec::new() };
+    let mut reader =
+        Reader { sections: BTreeMap::new(), section: "", known: Vec::new(), found: Vec::new(), adapters: Vec::new() };
     for (name, value) in document.into_inner() {
         let line = lines.of(&name.span());
         let name = name.into_inner().into_owned();
         let keys = match value.into_inner() {
-            DeValue::Table(table) => table
-                .into_iter()
-                .map(|(key, value)| {
-                    (key.get_ref().to_string(), Written { line: lines.of(&key.span()), value: value.into_inner() })
-                })
-                .collect(),
+            DeValue::Table(table) if name != ADAPTER => written(table, &lines),
+            DeValue::Array(tables) if name == ADAPTER => {
+                for table in tables {
+                    let line = lines.of(&table.span());
+                    match table.into_inner() {
+                        DeValue::Table(table) => reader.adapters.push((line, written(table, &lines))),
+                        other => reader.stray(name.clone(), line, &other),
+                    }
+                }
+                continue;
+            }
             other => {
                 reader.stray(name, line, &other);
                 continue;
@@ -195,9 +222,20 @@ pub(super) fn read(text: &str, errors: &mut Vec<String>) -> Option<(File, Vec<St
 }
 
 const SECTIONS: [&str; 6] = ["engine", "socket", "mqtt", "limits", "telemetry", "log"];
+/// The section that may be there several times.
+const ADAPTER: &str = "adapter";
 /// Sections of later versions.
-const LATER: [&str; 4] = ["http", "governor", "profile", "adapter"];
+const LATER: [&str; 3] = ["http", "governor", "profile"];
 const NOT_YET: &str = "not available yet; leave it out";
+
+type Keys<'i> = BTreeMap<String, Written<'i>>;
+
+fn written<'i>(table: DeTable<'i>, lines: &Lines) -> Keys<'i> {
+    let keys = table.into_iter().map(|(key, value)| {
+        (key.get_ref().to_string(), Written { line: lines.of(&key.span()), value: value.into_inner() })
+    });
+    keys.collect()
+}
 
 struct Written<'i> {
     line: usize,
@@ -206,8 +244,10 @@ struct Written<'i> {
 
 /// Takes keys out of the sections; what is left in the end is unknown.
 struct Reader<'i> {
-    sections: BTreeMap<String, (usize, BTreeMap<String, Written<'i>>)>,
+    sections: BTreeMap<String, (usize, Keys<'i>)>,
     section: &'static str,
+    /// Each `[[adapter]]`, with its line.
+    adapters: Vec<(usize, Keys<'i>)>,
     known: Vec<String>,
     /// Errors with their lines, to be sorted.
     found: Vec<(usize, String)>,
@@ -274,7 +314,25 @@ impl Reader<'_> {
         self.later("home_assistant");
         self.section = "log";
         let log = LogKeys { level: self.get("level"), format: self.get("format") };
-        File { engine, socket, mqtt, limits, telemetry, log }
+        File { engine, socket, mqtt, limits, telemetry, log, adapters: self.adapters() }
+    }
+
+    /// Each is read as if it were the only one.
+    fn adapters(&mut self) -> Vec<AdapterKeys> {
+        self.section = ADAPTER;
+        let adapters = std::mem::take(&mut self.adapters);
+        if adapters.is_empty() {
+            self.known.extend(["name", "path", "scale"].map(|key| format!("{ADAPTER}.{key}")));
+        }
+        let mut read = Vec::new();
+        for (line, keys) in adapters {
+            self.sections.insert(ADAPTER.into(), (line, keys));
+            read.push(AdapterKeys { line, name: self.get("name"), path: self.get("path"), scale: self.get("scale") });
+            if let Some((_, rest)) = self.sections.remove(ADAPTER) {
+                self.unknown(ADAPTER, rest);
+            }
+        }
+        read
     }
 
     fn take(&mut self, key: &str) -> Option<Written<'_>> {
@@ -309,6 +367,10 @@ impl Reader<'_> {
         if SECTIONS.contains(&name.as_str()) {
             let message = format!("must be a section, `[{name}]`, is {}", article(value.type_str()));
             self.found.push((line, Place { name, line: Some(line) }.error(message)));
+        } else if name == ADAPTER {
+            let message =
+                format!("must be sections, `[[{name}]]`, one for each adapter, is {}", article(value.type_str()));
+            self.found.push((line, Place { name, line: Some(line) }.error(message)));
         } else {
             let keys = BTreeMap::new();
             self.sections.insert(name, (line, keys));
@@ -322,11 +384,7 @@ impl Reader<'_> {
             if LATER.contains(&section.as_str()) {
                 self.found.push((line, Place { name: shown, line: Some(line) }.error(NOT_YET)));
             } else if SECTIONS.contains(&section.as_str()) {
-                for (key, Written { line, .. }) in keys {
-                    let name = format!("{section}.{}", key.escape_debug());
-                    let message = format!("unknown key{}", self.suggestion(&section, &key));
-                    self.found.push((line, Place { name, line: Some(line) }.error(message)));
-                }
+                self.unknown(&section, keys);
             } else {
                 let message = format!("unknown section or key{}", self.suggestion("", &section));
                 self.found.push((line, Place { name: shown, line: Some(line) }.error(message)));
@@ -335,6 +393,15 @@ impl Reader<'_> {
         self.found.sort();
         errors.extend(self.found.into_iter().map(|(_, error)| error));
         self.known
+    }
+
+    /// Reports what nobody took of a section.
+    fn unknown(&mut self, section: &str, keys: Keys<'_>) {
+        for (key, Written { line, .. }) in keys {
+            let name = format!("{section}.{}", key.escape_debug());
+            let message = format!("unknown key{}", self.suggestion(section, &key));
+            self.found.push((line, Place { name, line: Some(line) }.error(message)));
+        }
     }
 
     /// The known name that was probably meant: the same key of another section, else a similar one.
@@ -377,6 +444,14 @@ impl FromToml for i64 {
     fn from_toml(value: &DeValue<'_>) -> Option<Self> {
         let integer = value.as_integer()?;
         Self::from_str_radix(integer.as_str(), integer.radix()).ok()
+    }
+}
+
+impl FromToml for Number {
+    const EXPECTED: &'static str = "a number";
+    fn from_toml(value: &DeValue<'_>) -> Option<Self> {
+        let text = value.as_float().map(|number| number.as_str().to_owned());
+        text.or_else(|| i64::from_toml(value).map(|number| number.to_string())).map(Self)
     }
 }
 

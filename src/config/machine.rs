@@ -3,7 +3,6 @@
 use std::{
     env,
     path::{Path, PathBuf},
-    thread,
 };
 
 use rustix::fs::{Access, access};
@@ -26,7 +25,7 @@ impl Machine {
         } else {
             user_socket()
         };
-        Self { cores: cores(), hostname: System::host_name().unwrap_or_default(), default_socket }
+        Self { hostname: System::host_name().unwrap_or_default(), default_socket }
     }
 }
 
@@ -39,12 +38,4 @@ pub fn socket_places() -> Vec<PathBuf> {
 fn user_socket() -> Option<PathBuf> {
     let folder = PathBuf::from(env::var_os("XDG_RUNTIME_DIR")?);
     folder.is_absolute().then(|| folder.join(SOCKET))
-}
-
-/// Physical cores, since two threads of one core only get in each other's way in matrix products; fewer where a CPU
-/// set or quota leaves us fewer.
-fn cores() -> u32 {
-    let usable = thread::available_parallelism().map_or(1, usize::from);
-    let cores = System::physical_core_count().map_or(usable, |physical| physical.min(usable));
-    u32::try_from(cores).unwrap_or(1).max(1)
 }

@@ -7,9 +7,13 @@ use super::*;
 const EXAMPLE: &str = include_str!("../../config.example.toml");
 
 /// Keys that have no default; the file says so of each.
-const WITHOUT_DEFAULT: [&str; 10] = [
+const WITHOUT_DEFAULT: [&str; 14] = [
     "engine.model",
+    "engine.threads",
+    "engine.threads_batch",
     "engine.path",
+    "adapter.name",
+    "adapter.path",
     "socket.group",
     "socket.allow_uids",
     "mqtt.url",
@@ -22,7 +26,7 @@ const WITHOUT_DEFAULT: [&str; 10] = [
 
 /// The machine whose defaults the file shows.
 fn machine() -> Machine {
-    Machine { cores: 4, hostname: "Edge_Box".into(), default_socket: Some(PathBuf::from("/run/temperd/temperd.sock")) }
+    Machine { hostname: "Edge_Box".into(), default_socket: Some(PathBuf::from("/run/temperd/temperd.sock")) }
 }
 
 /// A comment of words goes on with a space, a key that is commented out does not.
@@ -39,10 +43,12 @@ fn uncommented() -> String {
 
 fn shown() -> BTreeSet<String> {
     let table: toml::Table = uncommented().parse().unwrap();
-    table
-        .iter()
-        .flat_map(|(section, keys)| keys.as_table().unwrap().keys().map(move |key| format!("{section}.{key}")))
-        .collect()
+    table.iter().flat_map(|(section, keys)| table_of(keys).keys().map(move |key| format!("{section}.{key}"))).collect()
+}
+
+/// A section, or the only one of several.
+fn table_of(section: &toml::Value) -> &toml::Table {
+    section.as_table().unwrap_or_else(|| section[0].as_table().unwrap())
 }
 
 #[test]
@@ -70,7 +76,9 @@ fn every_default_in_the_example_is_the_one_in_force() {
     for name in shown().iter().filter(|name| !WITHOUT_DEFAULT.contains(&name.as_str())) {
         let (section, key) = name.split_once('.').unwrap();
         let mut table: toml::Table = uncommented().parse().unwrap();
-        table[section].as_table_mut().unwrap().remove(key).unwrap();
+        let place = &mut table[section];
+        let keys = if place.is_array() { &mut place[0] } else { place };
+        keys.as_table_mut().unwrap().remove(key).unwrap();
         let without = parse(&table.to_string(), Overrides::default(), &machine()).unwrap();
         assert_eq!(without, all, "{name} is shown with another value than its default");
     }
@@ -80,5 +88,6 @@ fn every_default_in_the_example_is_the_one_in_force() {
 fn each_key_without_a_default_has_no_effect_unless_it_is_written() {
     let config = parse("[engine]\nmodel = \"m\"", Overrides::default(), &machine()).unwrap();
     assert_eq!((config.mqtt, config.engine.path), (None, None));
+    assert_eq!((config.engine.threads, config.engine.threads_batch), (None, None));
     assert_eq!((config.socket.group, config.socket.allow_uids), (None, None));
 }

@@ -11,6 +11,7 @@ use super::{
     file::{EngineKeys, File, LimitKeys, LogKeys, Place, Setting, SocketKeys, TelemetryKeys, WordOrNumber},
 };
 
+mod adapters;
 mod mqtt;
 
 /// Bytes of a socket's path: `sun_path` has 108, one of them for the terminator.
@@ -26,7 +27,9 @@ const MAX_TOKENS: u32 = 1024;
 pub fn check(file: File, overrides: Overrides, machine: &Machine, errors: &mut Vec<String>) -> Option<Config> {
     let mut check = Check { errors };
     let model = model(file.engine.model.clone(), overrides.model, &mut check);
-    let engine = engine(file.engine, machine, &mut check);
+    let engine = engine(file.engine, &mut check);
+    let name = model.as_deref().map(Config::model_name);
+    let adapters = adapters::adapters(file.adapters, name.as_deref(), &mut check);
     let path = socket_path(file.socket.path.clone(), overrides.socket, machine, &mut check);
     let socket = socket(file.socket, &mut check);
     let node = mqtt::node(file.mqtt.node.clone().overridden(overrides.node, "--node"), machine, &mut check);
@@ -35,7 +38,7 @@ pub fn check(file: File, overrides: Overrides, machine: &Machine, errors: &mut V
     let telemetry = telemetry(file.telemetry, &mut check);
     let log = log(file.log, &mut check);
     Some(Config {
-        engine: Engine { model: model?, ..engine },
+        engine: Engine { model: model?, adapters, ..engine },
         socket: Socket { path: path?, ..socket },
         mqtt,
         node: node?,
@@ -59,7 +62,7 @@ fn model(setting: Setting<String>, flag: Option<PathBuf>, check: &mut Check<'_>)
 }
 
 /// All but the model.
-fn engine(keys: EngineKeys, machine: &Machine, check: &mut Check<'_>) -> Engine {
+fn engine(keys: EngineKeys, check: &mut Check<'_>) -> Engine {
     let share_prefix = check.word(
         keys.share_prefix,
         &[("system", SharePrefix::System), ("client", SharePrefix::Client), ("all", SharePrefix::All)],
@@ -104,7 +107,7 @@ fn engine(keys: EngineKeys, machine: &Machine, check: &mut Check<'_>) -> Engine 
         batch_invariant_holds(&kv_type, flash_attention, gpu_layers, &keys.batch_invariant, check);
     }
     let default_kv_type = if batch_invariant { KvType::F16Q8_0 } else { KvType::F16 };
-    let threads = check.number(keys.threads, 1..=256).or(machine.cores.clamp(1, 256));
+    let threads: Option<u32> = check.number(keys.threads, 1..=256).into();
     Engine {
         model: PathBuf::new(),
         context,
@@ -112,7 +115,7 @@ fn engine(keys: EngineKeys, machine: &Machine, check: &mut Check<'_>) -> Engine 
         gpu_layers: if batch_invariant { Some(0) } else { gpu_layers },
         kv_type: kv_type.or(default_kv_type),
         threads,
-        threads_batch: check.number(keys.threads_batch, 1..=256).or(threads),
+        threads_batch: Option::from(check.number(keys.threads_batch, 1..=256)).or(threads),
         n_batch,
         n_ubatch: n_ubatch.or(BATCH.min(n_batch)),
         load_mode: check
@@ -123,6 +126,7 @@ fn engine(keys: EngineKeys, machine: &Machine, check: &mut Check<'_>) -> Engine 
         share_prefix: share_prefix.or(SharePrefix::System),
         lookup: keys.lookup.map(|on| on).or(true),
         step_target_ms: check.number(keys.step_target_ms, 1..=10_000).or(150),
+        adapters: Vec::new(),
         path: check.path(keys.path),
     }
 }

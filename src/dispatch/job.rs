@@ -121,6 +121,7 @@ impl Job {
             scope: sharing.scope,
             priority: self.request.priority,
             digests: false,
+            ..engine::Start::default()
         }
     }
 

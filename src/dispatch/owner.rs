@@ -13,7 +13,7 @@ use futures_util::{StreamExt, stream::FuturesUnordered};
 use tokio::sync::{mpsc, oneshot, watch};
 
 use super::{
-    Admit, Command, Settings, View, draining,
+    Adapters, Admit, Command, Settings, View, draining,
     job::{End, Job, Limits, Sharing, Times},
     model_unavailable,
     prompt::{self, Prompt},
@@ -29,7 +29,7 @@ use crate::{
     },
     status::StatusBoard,
     telemetry::metrics::Metrics,
-    wire::engine::{Ready, Step},
+    wire::engine::{AdapterFailed, Ready, Start, Step},
 };
 
 /// What the owner is made from.
@@ -69,6 +69,7 @@ pub(super) struct Owner {
     /// Waiting and running, as last published.
     load: (usize, usize),
     scopes: RandomState,
+    adapters: Adapters,
 }
 
 struct Drain {
@@ -91,6 +92,7 @@ impl Owner {
             drain: None,
             load: (0, 0),
             scopes: RandomState::new(),
+            adapters: Adapters::new(&settings.adapters),
             parts,
         }
     }
@@ -273,7 +275,11 @@ impl Owner {
         self.ready = true;
         // llama.cpp rounds the context up; the configured one stays the limit.
         self.limits.context = self.parts.settings.context.min(ready.context);
-        self.parts.view.send_modify(|view| view.embedding_length = Some(ready.embedding_length));
+        self.parts.view.send_modify(|view| {
+            view.embedding_length = Some(ready.embedding_length);
+            view.adapters_failed.clone_from(&ready.adapters_failed);
+        });
+        self.fail_queued_for(&ready.adapters_failed);
         log::info!(target: "temperd::dispatch", context = ready.context, gpu_layers = ready.gpu_layers,
             load_s = ready.load_s; "model ready: {}", ready.description);
         self.parts.status.update(|status| {
@@ -289,6 +295,17 @@ impl Owner {
             }
         });
         self.publish_model("ready", None);
+    }
+
+    /// Ends what came in while the model was loading, for adapters that have turned out to be of no use.
+    fn fail_queued_for(&mut self, failed: &[AdapterFailed]) {
+        let check = |entry: &Entry<Job>| self.adapters.check(entry.payload.request.adapter.as_deref(), failed).err();
+        let late: Vec<_> = self.queue.iter().filter_map(|entry| Some((entry.key, check(entry)?))).collect();
+        for (key, error) in late {
+            if let Some(entry) = self.queue.remove(key) {
+                self.finish(entry.payload, End::Other { outcome: Outcome::Failed, error });
+            }
+        }
     }
 
     /// The engine is gone, and with it whatever ran.
@@ -429,7 +446,9 @@ impl Owner {
             }
             let prompter = self.parts.view.borrow().prompter.clone();
             let stop_tokens = prompter.map_or_else(Vec::new, |prompter| prompter.stop_tokens(&job.request.stop));
+            let (adapter, adapter_scale) = self.adapters.chosen(job.request.adapter.as_deref());
             let start = job.start(key, stop_tokens, self.sharing(&client), limits, now());
+            let start = Start { adapter, adapter_scale, ..start };
             self.parts.metrics.prompt_read(start.prompt.len() as u64);
             self.slots.insert(key, Slot { client, cells, job: Some(job) });
             // Where the engine is gone, its end comes as an event and fails the request.

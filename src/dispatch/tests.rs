@@ -9,15 +9,15 @@ use tokio::sync::mpsc;
 use super::{Dispatcher, Event, Settings, Ticket, initial_status};
 use crate::{
     chat::Prompter,
-    config::{Machine, Overrides, SharePrefix},
+    config::{Adapter, Machine, Overrides, SharePrefix},
     engine::{EngineEvent, EngineHandle},
     request::{Client, ErrorCode, Request, RequestError, WayIn, check},
     status::StatusBoard,
     telemetry::metrics::Metrics,
     wire::{
         engine::{
-            Embed, Embedded, Finished, Hello, Ready, SequenceOutput, Start, Step, ToEngine, Tokenised, Vector,
-            Vocabulary, to_engine::Frame,
+            AdapterFailed, Embed, Embedded, Finished, Hello, Ready, SequenceOutput, Start, Step, ToEngine, Tokenised,
+            Vector, Vocabulary, to_engine::Frame,
         },
         v1,
     },
@@ -38,8 +38,7 @@ struct Rig {
 
 impl Rig {
     fn new(parallel: u32, queue: u32) -> Self {
-        let machine =
-            Machine { cores: 1, hostname: "test".into(), default_socket: Some("/tmp/temperd-test.sock".into()) };
+        let machine = Machine { hostname: "test".into(), default_socket: Some("/tmp/temperd-test.sock".into()) };
         let overrides = Overrides { model: Some("model.gguf".into()), ..Overrides::default() };
         let config = crate::config::parse("", overrides, &machine).expect("a configuration");
         let status = StatusBoard::new(initial_status(&config));
@@ -55,6 +54,7 @@ impl Rig {
             deadline: Duration::from_secs(60),
             max_tokens: 16,
             share_prefix: SharePrefix::System,
+            adapters: adapters(),
         };
         let dispatcher = Dispatcher::start(settings, handle.clone(), incoming, status.clone(), metrics.clone());
         let frames = play_tokeniser(&handle);
@@ -140,6 +140,37 @@ fn play_tokeniser(handle: &EngineHandle) -> mpsc::Receiver<Frame> {
 fn prompter() -> Prompter {
     let template = "{% for message in messages %}{{ message.content }}{% endfor %}";
     Prompter::new(&Vocabulary { chat_template: Some(template.into()), ..Vocabulary::default() }).expect("a template")
+}
+
+fn adapters() -> Vec<Adapter> {
+    let adapter = |name: &str| Adapter { name: name.into(), path: "x.gguf".into(), scale: 0.5 };
+    vec![adapter("polite"), adapter("brief")]
+}
+
+fn for_adapter(id: &str, name: &str) -> Request {
+    request(id, "hello", |request| request.adapter = Some(name.into()))
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_adapter_is_chosen_by_name_and_one_of_no_use_is_refused_by_name() {
+    let mut rig = Rig::new(4, 4);
+    rig.event(EngineEvent::Loading).await;
+    rig.event(EngineEvent::Vocabulary(Arc::new(prompter()))).await;
+    // It came while the model was loading, and nobody knew yet.
+    let early = rig.dispatcher.submit(for_adapter("a", "polite")).await.expect("admitted");
+    let failed = vec![AdapterFailed { name: "polite".into(), message: "it is torn".into() }];
+    rig.event(EngineEvent::Ready(Ready { context: CONTEXT, adapters_failed: failed, ..Ready::default() })).await;
+    let last = early.outcome().await;
+    assert_eq!(last.outcome, "failed");
+    assert_eq!(last.error.expect("an error").message, "adapter: `polite` cannot be used: it is torn");
+
+    assert_eq!(code(rig.dispatcher.submit(for_adapter("b", "polite")).await), ErrorCode::ModelUnavailable);
+    assert_eq!(code(rig.dispatcher.submit(for_adapter("c", "rude")).await), ErrorCode::InvalidRequest);
+    let _brief = rig.dispatcher.submit(for_adapter("d", "brief")).await.expect("admitted");
+    let start = rig.started().await;
+    assert_eq!((start.adapter, start.adapter_scale), (2, 0.5));
+    let _plain = rig.submit("e").await.expect("admitted");
+    assert_eq!(rig.started().await.adapter, 0);
 }
 
 fn request(id: &str, text: &str, change: impl FnOnce(&mut v1::ChatRequest)) -> Request {

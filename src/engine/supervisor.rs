@@ -14,7 +14,7 @@ use crate::{
     chat::Prompter,
     config,
     telemetry::metrics::Metrics,
-    wire::engine::{Hello, Load, Log, from_engine, to_engine},
+    wire::engine::{Adapter, Hello, Load, Log, from_engine, to_engine},
 };
 
 /// Between the end of an engine and the start of the next: doubled each time, up to [`BACKOFF_MAX`].
@@ -235,8 +235,8 @@ fn load(config: &config::Engine) -> Load {
         gpu_layers: config.gpu_layers.map_or(-1, |layers| i32::try_from(layers).unwrap_or(i32::MAX)),
         kv_type_k: kv_type_k.into(),
         kv_type_v: kv_type_v.into(),
-        threads: config.threads,
-        threads_batch: config.threads_batch,
+        threads: config.threads.unwrap_or(0),
+        threads_batch: config.threads_batch.unwrap_or(0),
         n_batch: config.n_batch,
         n_ubatch: config.n_ubatch,
         load_mode: config.load_mode.as_str().into(),
@@ -245,7 +245,13 @@ fn load(config: &config::Engine) -> Load {
         lookup: config.lookup,
         lookup_always: false,
         step_target_ms: config.step_target_ms,
+        adapters: config.adapters.iter().map(adapter).collect(),
     }
+}
+
+fn adapter(adapter: &config::Adapter) -> Adapter {
+    let path = adapter.path.to_string_lossy().into_owned();
+    Adapter { name: adapter.name.clone(), path, scale: adapter.scale }
 }
 
 /// What ggml reads from the environment, once and before the first frame comes: on x86 another kernel for matrices of

@@ -205,6 +205,7 @@ fn checked(
         client,
         way_in,
         input,
+        adapter: fields.adapter,
         sampling,
         max_tokens,
         stop,
@@ -222,7 +223,6 @@ fn not_yet(fields: &v1::ChatRequest) -> Result<(), RequestError> {
     let set = [
         ("profile", fields.profile.is_some()),
         ("session", fields.session.is_some()),
-        ("adapter", fields.adapter.is_some()),
         ("tools", !fields.tools.is_empty()),
         ("tool_choice", fields.tool_choice.is_some()),
         ("overflow", fields.overflow.is_some()),
@@ -368,6 +368,7 @@ mod tests {
     fn every_field_arrives() {
         let request = v1::ChatRequest {
             id: "a-1".into(),
+            adapter: Some("support".into()),
             messages: vec![message("system", "S"), message("user", "U"), message("assistant", "A")],
             max_tokens: Some(2048),
             temperature: Some(0.0),
@@ -391,6 +392,7 @@ mod tests {
         let got = checked(request).unwrap();
         assert_eq!((got.id.as_str(), got.max_tokens, got.logprobs), ("a-1", Some(2048), Some(20)));
         assert_eq!((got.stream, got.priority, got.deadline), (true, -1, Some(Duration::from_millis(1))));
+        assert_eq!(got.adapter.as_deref(), Some("support"));
         assert_eq!((got.stop, got.max_reply_bytes), (vec!["</s>".into()], Some(REPLY_BYTES)));
         let expected = Sampling {
             temperature: 0.0,
@@ -442,10 +444,9 @@ mod tests {
     #[test]
     fn fields_of_later_versions_are_named() {
         type Change = fn(&mut v1::ChatRequest);
-        let changes: [(&str, Change); 7] = [
+        let changes: [(&str, Change); 6] = [
             ("profile", |r| r.profile = Some(String::new())),
             ("session", |r| r.session = Some(String::new())),
-            ("adapter", |r| r.adapter = Some(String::new())),
             ("tools", |r| r.tools.push(v1::Tool::default())),
             ("tool_choice", |r| r.tool_choice = Some(String::new())),
             ("overflow", |r| r.overflow = Some(String::new())),

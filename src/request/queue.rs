@@ -1,5 +1,9 @@
 //! What waits: one bounded queue for all clients, ordered by priority, then arrival.
 //!
+//! Waiting counts: each [`AGEING`] is worth one priority, so that a low one is answered in the end however many high ones
+//! come. The order of two that wait never changes by that, since both age alike: a request stands where one of the highest
+//! priority would stand that came so much later.
+//!
 //! The order is strict: only the first one may start, and while it does not fit, nothing behind it starts either. So a
 //! large request is never starved by small ones that keep slipping past it. No client holds more than its share of
 //! queue and slots together, so one that floods us leaves room for the others.
@@ -7,12 +11,17 @@
 //! Time comes in as arguments. A bounded queue is short: what is asked for rarely is found by looking through it.
 
 use std::{
-    cmp::Reverse,
     collections::{BTreeMap, HashMap},
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 use super::Client;
+
+/// A request that has waited so long stands before those of one priority more that come now.
+pub const AGEING: Duration = Duration::from_secs(30);
+
+/// The highest priority; `check` lets none above it in.
+const HIGHEST: i32 = 1;
 
 /// A waiting request.
 #[derive(Debug, Clone)]
@@ -23,7 +32,7 @@ pub struct Entry<T> {
     pub client: Client,
     /// The client's name for it.
     pub id: String,
-    /// Higher goes first.
+    /// Higher goes first, and one more counts like [`AGEING`] of waiting.
     pub priority: i32,
     /// When it came.
     pub arrived: Instant,
@@ -35,11 +44,12 @@ pub struct Entry<T> {
 
 impl<T> Entry<T> {
     fn place(&self) -> Place {
-        (Reverse(self.priority), self.arrived, self.key)
+        let levels = HIGHEST.saturating_sub(self.priority).max(0).unsigned_abs();
+        (self.arrived + AGEING * levels, self.key)
     }
 }
 
-type Place = (Reverse<i32>, Instant, u64);
+type Place = (Instant, u64);
 
 /// Why a request is not taken.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -214,6 +224,19 @@ mod tests {
     }
 
     #[test]
+    fn waiting_is_worth_priority() {
+        let epoch = Instant::now();
+        let mut queue = Queue::new(8, 8);
+        let level = u64::try_from(AGEING.as_millis()).unwrap();
+        queue.push(entry(1, 1, -1, epoch, 0, u64::MAX / 2)).unwrap();
+        for (key, priority, arrived) in [(2, 0, level - 1), (3, 0, level), (4, 1, 2 * level - 1), (5, 1, 2 * level)] {
+            queue.push(entry(key, 1, priority, epoch, arrived, u64::MAX / 2)).unwrap();
+        }
+        let order: Vec<_> = std::iter::from_fn(|| queue.pop_ready(|_| true)).map(|entry| entry.key).collect();
+        assert_eq!(order, [2, 4, 1, 3, 5]);
+    }
+
+    #[test]
     fn nothing_slips_past_a_first_one_that_does_not_fit() {
         let epoch = Instant::now();
         let mut queue = Queue::new(8, 8);
@@ -369,6 +392,28 @@ mod tests {
             }
             out.extend(std::iter::from_fn(|| queue.pop_ready(|_| true)).map(|entry| entry.payload));
             prop_assert_eq!(out, accepted);
+        }
+
+        /// However fast others come and whatever their priorities: what stands before a request came less than
+        /// [`AGEING`] after it for each priority that it has more.
+        #[test]
+        fn nobody_starves(
+            first in -1..=1_i32,
+            others in prop::collection::vec((-1..=1_i32, 0..20_000_u64), 1..60),
+        ) {
+            let epoch = Instant::now();
+            let mut queue = Queue::new(usize::MAX, usize::MAX);
+            queue.push(entry(0, 1, first, epoch, 0, u64::MAX / 2)).unwrap();
+            let mut now = 0;
+            for (key, (priority, pause)) in (1..).zip(&others) {
+                now += pause;
+                queue.push(entry(key, 2, *priority, epoch, now, u64::MAX / 2)).unwrap();
+            }
+            let before = std::iter::from_fn(|| queue.pop_ready(|_| true)).take_while(|entry| entry.key != 0);
+            for entry in before {
+                let levels = u32::try_from(entry.priority - first).expect("a higher priority");
+                prop_assert!(levels > 0 && entry.arrived < epoch + AGEING * levels);
+            }
         }
     }
 }

@@ -22,7 +22,7 @@ use self::{
 };
 use crate::{
     dispatch::{Event, Ticket},
-    request::{ErrorCode, Request, RequestError, WayIn, check},
+    request::{ErrorCode, Input, Request, RequestError, WayIn, check},
     serve::{
         grpc,
         http::{self, error},
@@ -83,12 +83,16 @@ impl<T> Asked<T> {
         check: impl FnOnce(T, crate::request::Client, &check::Bounds) -> Result<Request, RequestError>,
     ) -> Result<Checked, RequestError> {
         let served = served(shared)?;
-        if self.model != served {
-            return Err(unknown_model(&served));
+        let by_name = self.model != served;
+        if by_name && !shared.dispatcher.adapters().any(|name| name == self.model) {
+            return Err(unknown_model(shared, &served));
         }
         let client = self.client(peer.uid, shared.socket.gateways.contains(&peer.uid));
-        let request = check(self.request, client, &shared.bounds)?;
-        Ok(Checked { request, model: served, include_usage: self.include_usage })
+        let mut request = check(self.request, client, &shared.bounds)?;
+        if by_name {
+            adapter_by_model(&mut request, &self.model)?;
+        }
+        Ok(Checked { request, model: self.model, include_usage: self.include_usage })
     }
 }
 
@@ -130,6 +134,19 @@ async fn outcome(mut ticket: Ticket) -> Result<v1::Final, RequestError> {
     }
 }
 
+/// Other servers list adapters as models, and their clients choose one by `model`.
+fn adapter_by_model(request: &mut Request, model: &str) -> Result<(), RequestError> {
+    if let Input::Texts(_) = request.input {
+        return Err(RequestError::invalid("model", "is an adapter, which embeddings are made without"));
+    }
+    match request.adapter.replace(model.into()) {
+        Some(other) if other != model => {
+            Err(RequestError::invalid("adapter", "differs from the one that `model` names"))
+        }
+        _ => Ok(()),
+    }
+}
+
 /// The name of the one model; an error where there is none.
 fn served(shared: &Shared) -> Result<String, RequestError> {
     match shared.status.get().model {
@@ -138,8 +155,10 @@ fn served(shared: &Shared) -> Result<String, RequestError> {
     }
 }
 
-fn unknown_model(served: &str) -> RequestError {
-    let message = format!("model: there is no such model here; `{served}` is served");
+fn unknown_model(shared: &Shared, served: &str) -> RequestError {
+    let names = std::iter::once(served).chain(shared.dispatcher.adapters());
+    let names: Vec<_> = names.map(|name| format!("`{name}`")).collect();
+    let message = format!("model: there is no such model here; {} is served", names.join(", "));
     RequestError { param: Some("model".into()), ..RequestError::new(ErrorCode::UnknownModel, message) }
 }
 
@@ -164,14 +183,20 @@ impl Model {
 }
 
 async fn models(State(shared): App) -> Json<Models> {
-    let data = served(&shared).map(|name| Model::new(name, shared.started)).into_iter().collect();
+    let mut names: Vec<String> = served(&shared).into_iter().collect();
+    if !names.is_empty() {
+        names.extend(shared.dispatcher.adapters().map(String::from));
+    }
+    let data = names.into_iter().map(|name| Model::new(name, shared.started)).collect();
     Json(Models { object: "list", data })
 }
 
 async fn model(State(shared): App, Extension(peer): Who, Path(id): Path<String>) -> Response {
     match served(&shared) {
-        Ok(name) if name == id => Json(Model::new(name, shared.started)).into_response(),
-        Ok(name) => http::refuse(&shared, peer, &unknown_model(&name), None),
+        Ok(name) if name == id || shared.dispatcher.adapters().any(|name| name == id) => {
+            Json(Model::new(id, shared.started)).into_response()
+        }
+        Ok(name) => http::refuse(&shared, peer, &unknown_model(&shared, &name), None),
         Err(error) => http::refuse(&shared, peer, &error, None),
     }
 }

@@ -275,6 +275,7 @@ pub fn load(path: &Path) -> Load {
         lookup: true,
         lookup_always: false,
         step_target_ms: 150,
+        adapters: Vec::new(),
     }
 }
 

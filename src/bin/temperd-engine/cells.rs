@@ -3,6 +3,8 @@
 
 use llama_cpp_2::context::LlamaContext;
 
+use crate::load::Plan;
+
 /// The context with its cells.
 pub struct Cells<'a> {
     /// llama.cpp's context.
@@ -12,12 +14,19 @@ pub struct Cells<'a> {
     /// rebuild, so that the cells of each sequence stay in the order of its tokens: attention adds up in the order of
     /// cells, and another order gives other last bits.
     graveyard: Option<(i32, usize)>,
+    /// Tokens that layers with a sliding window see.
+    window: Option<usize>,
 }
 
 impl<'a> Cells<'a> {
-    /// `slots` sequence ids; one more is the graveyard where `ordered`.
-    pub fn new(context: LlamaContext<'a>, slots: i32, ordered: bool) -> Self {
-        Self { context, free: (0..slots).rev().collect(), graveyard: ordered.then_some((slots, 0)) }
+    /// The plan's sequence ids; one more is the graveyard where cells must stay in order.
+    pub fn new(context: LlamaContext<'a>, plan: &Plan) -> Self {
+        Self {
+            context,
+            free: (0..plan.slots).rev().collect(),
+            graveyard: plan.batch_invariant.then_some((plan.slots, 0)),
+            window: plan.window,
+        }
     }
 
     /// A sequence id that holds no cell.
@@ -36,6 +45,13 @@ impl<'a> Cells<'a> {
         if let Err(error) = self.context.kv_cache_seq_cp(from, to, Some(0), Some(position(count))) {
             tracing::error!("cells of slot {from} could not be shared: {error}");
         }
+    }
+
+    /// Whether the cells of `slot` are enough to go on after its first `count` tokens. Layers with a sliding window give
+    /// away what it has left behind; where the window's size is not known, none may be missing.
+    pub fn reach(&self, slot: i32, count: usize) -> bool {
+        let first = usize::try_from(self.context.kv_cache_seq_pos_min(slot));
+        first.is_ok_and(|first| first == 0 || self.window.is_some_and(|window| first + window <= count))
     }
 
     /// Removes the cells of the positions from `keep` to below `count` from a sequence.

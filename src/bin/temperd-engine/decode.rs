@@ -19,13 +19,16 @@ use temperd::wire::engine::{
 };
 
 use crate::{
+    adapters::{self, Group, Member, Turns},
     batch::{self, Due, Part, Wish},
     cells::Cells,
     constraint::Constraints,
     curve::Curve,
     link::Link,
     load::Plan,
-    lookup, prefix, sampler,
+    lookup,
+    lora::Adapters,
+    prefix, sampler,
     sequence::{Sequence, finished},
 };
 
@@ -47,6 +50,12 @@ pub struct Decoder<'a> {
     constraints: Constraints,
     plan: Plan,
     curve: Curve,
+    adapters: Adapters,
+    turns: Turns,
+    /// Whose adapter is applied to the context.
+    group: Group,
+    /// The beginning of time for `turns`.
+    began: Instant,
     /// In order of arrival.
     sequences: Vec<Sequence>,
     kept: prefix::Cache,
@@ -70,17 +79,21 @@ impl<'a> Decoder<'a> {
         model: &'a LlamaModel,
         context: LlamaContext<'a>,
         (plan, curve): (Plan, Curve),
-        constraints: Constraints,
+        (adapters, constraints): (Adapters, Constraints),
         link: &'a Link,
     ) -> Self {
         let batch = LlamaBatch::new(context.n_batch() as usize, 1);
         Self {
             link,
             vocab: model.vocab(),
-            cells: Cells::new(context, plan.slots, plan.batch_invariant),
+            cells: Cells::new(context, &plan),
             constraints,
             plan,
             curve,
+            adapters,
+            turns: Turns::new(),
+            group: adapters::NONE,
+            began: Instant::now(),
             sequences: Vec::new(),
             kept: prefix::Cache::default(),
             steps: 0,
@@ -117,6 +130,10 @@ impl<'a> Decoder<'a> {
             tracing::error!("sequence {id} runs already, a second start of it is ignored");
             return;
         }
+        let adapter = match self.adapters.group(start.adapter, start.adapter_scale) {
+            Ok(adapter) => adapter,
+            Err(error) => return self.outputs.push(failed(id, error)),
+        };
         let slot = if self.sequences.len() < self.plan.parallel { self.free_slot() } else { None };
         let Some(slot) = slot else {
             self.outputs.push(failed(id, format!("all {} slots are busy", self.sequences.len())));
@@ -124,7 +141,7 @@ impl<'a> Decoder<'a> {
         };
         let made = self.constraints.matcher(&mut start).and_then(|matcher| {
             let n_ctx = self.cells.context.n_ctx() as usize;
-            let mut sequence = Sequence::new(start, slot, self.vocab.n_tokens(), n_ctx)?;
+            let mut sequence = Sequence::new(start, slot, adapter, self.vocab.n_tokens(), n_ctx)?;
             sequence.matcher = matcher;
             Ok(sequence)
         });
@@ -193,6 +210,7 @@ impl<'a> Decoder<'a> {
 
     /// One decode step for all sequences.
     pub fn step(&mut self) {
+        let Some(changed) = self.take_turns() else { return };
         self.begin();
         self.draft();
         self.compose();
@@ -203,7 +221,12 @@ impl<'a> Decoder<'a> {
         }
         self.cells.context.synchronize();
         let outputs = self.rows.iter().map(|(_, _, count)| count).sum();
-        self.curve.observe(self.parts.iter().map(|part| part.count).sum(), outputs, began.elapsed().as_secs_f64());
+        let (rows, seconds) = (self.parts.iter().map(|part| part.count).sum(), began.elapsed().as_secs_f64());
+        if changed {
+            self.turns.changed(seconds - self.curve.seconds(rows, outputs));
+        } else {
+            self.curve.observe(rows, outputs, seconds);
+        }
         for part in &self.parts {
             if let (Some(sequence), Some(wish)) = (self.sequences.get_mut(part.index), self.wishes.get(part.index)) {
                 // Whether drafted tokens count is known once they are verified.
@@ -218,17 +241,37 @@ impl<'a> Decoder<'a> {
         self.release();
     }
 
+    /// Applies the adapter whose turn it is, and says whether that is another than before. `None` where it cannot be
+    /// applied, which those concerned have been told.
+    fn take_turns(&mut self) -> Option<bool> {
+        let members = self.sequences.iter().map(|s| Member { group: s.adapter, priority: s.priority });
+        let group = self.turns.next(self.began.elapsed().as_secs_f64(), &members.collect::<Vec<_>>());
+        if group == self.group {
+            return Some(false);
+        }
+        if let Err(error) = self.adapters.apply(&mut self.cells.context, group) {
+            tracing::error!("adapter group {group}: {error}");
+            self.fail_all(&format!("the engine could not change the adapter: {error}"));
+            return None;
+        }
+        self.group = group;
+        Some(true)
+    }
+
     /// Those that have not begun take over what others have read of their prompt. Where another is about to read more
     /// of it, they wait: what several begin with is read once.
     fn begin(&mut self) {
         for index in 0..self.sequences.len() {
             let Some(new) = self.sequences.get(index).filter(|sequence| !sequence.begun) else { continue };
             let wanted = new.wanted();
-            let mut best = self.kept.best(&wanted);
+            let mut best = self.kept.best(&wanted, |slot, count| self.cells.reach(slot, count));
             let mut promised = 0;
             for (at, other) in self.sequences.iter().enumerate().filter(|(at, _)| self.plan.keeps_cells && *at != index)
             {
                 let count = wanted.shared_with(&other.held());
+                if count > 0 && !self.cells.reach(other.slot, count) {
+                    continue;
+                }
                 if best.is_none_or(|(_, most)| count > most) && count > 0 {
                     best = Some((other.slot, count));
                 }
@@ -255,15 +298,17 @@ impl<'a> Decoder<'a> {
         if !self.plan.lookup {
             return;
         }
-        let reading = self.sequences.iter().any(|sequence| !sequence.answering());
+        let group = self.group;
+        let here = |sequence: &Sequence| sequence.adapter == group;
+        let reading = self.sequences.iter().any(|sequence| here(sequence) && !sequence.answering());
         let context = self.cells.context.n_ctx() as usize;
         let drafts: Vec<Option<lookup::Draft>> = (self.sequences.iter_mut())
             .map(|sequence| {
                 let most = (sequence.answer.left() - 1).min(context.saturating_sub(sequence.tokens().len()));
-                (!reading).then(|| sequence.look_up(most)).flatten()
+                (!reading && here(sequence)).then(|| sequence.look_up(most)).flatten()
             })
             .collect();
-        let running = self.sequences.len();
+        let running = self.sequences.iter().filter(|sequence| here(sequence)).count();
         let room = (self.cells.context.n_ubatch() as usize).saturating_sub(running);
         let lengths = if self.plan.lookup_always {
             lookup::all(&drafts, room)
@@ -277,7 +322,12 @@ impl<'a> Decoder<'a> {
 
     fn compose(&mut self) {
         self.wishes.clear();
-        self.wishes.extend(self.sequences.iter().map(Sequence::wish));
+        let group = self.group;
+        self.wishes.extend(self.sequences.iter().map(|sequence| {
+            let wish = sequence.wish();
+            // The others pause: they have another adapter.
+            if sequence.adapter == group { wish } else { Wish { due: Due::Nothing, ..wish } }
+        }));
         let rows_of = |wish: &Wish| if let Due::Token { drafted } = wish.due { 1 + drafted } else { 0 };
         let answers: usize = self.wishes.iter().map(rows_of).sum();
         let most = (self.cells.context.n_ubatch() as usize).saturating_sub(answers);

@@ -1,6 +1,6 @@
 //! From a Load frame to weights and a context that has decoded once.
 
-use std::{fs::File, io::Read, num::NonZeroU32, path::Path, sync::Arc, thread};
+use std::{fs::File, io::Read, num::NonZeroU32, path::Path, sync::Arc};
 
 use llama_cpp_2::{
     context::{
@@ -10,11 +10,10 @@ use llama_cpp_2::{
     llama_backend::LlamaBackend,
     llama_batch::LlamaBatch,
     model::{LlamaModel, params::LlamaModelParams},
-    token::LlamaToken,
 };
 use temperd::wire::engine::{Load, Loading, from_engine::Frame};
 
-use crate::{curve::Curve, link::Link, log::Errors, measure};
+use crate::{able, curve::Curve, link::Link, log::Errors, measure, threads};
 
 /// Most sequences of one context (llama.cpp's `LLAMA_MAX_SEQ`).
 const MAX_SEQUENCES: u32 = 256;
@@ -72,6 +71,9 @@ pub struct Plan {
     /// Whether cells can be shared, kept and removed one by one. A recurrent model has one state per sequence instead,
     /// which only whole sequences can use.
     pub keeps_cells: bool,
+    /// Tokens that layers with a sliding window see; they lose older cells, so that not every prefix of a sequence can
+    /// be shared.
+    pub window: Option<usize>,
     /// Whether tokens are drafted from what a sequence has read and written.
     pub lookup: bool,
     /// Whether that is done without asking whether it pays.
@@ -91,8 +93,9 @@ const KEPT: u32 = 3;
 /// A mode that cannot hold here.
 pub fn plan(model: &LlamaModel, load: &Load) -> Result<Plan, String> {
     let keeps_cells = !model.is_recurrent() && !model.is_hybrid();
+    let window = able::window(model);
     if load.batch_invariant {
-        batch_invariant(load, keeps_cells)?;
+        batch_invariant(load, keeps_cells, window)?;
     }
     let spare = u32::from(load.batch_invariant);
     let kept =
@@ -101,6 +104,7 @@ pub fn plan(model: &LlamaModel, load: &Load) -> Result<Plan, String> {
         parallel: load.parallel as usize,
         slots: i32::try_from(load.parallel + kept).unwrap_or(i32::MAX),
         keeps_cells,
+        window,
         lookup: load.lookup && keeps_cells,
         lookup_always: load.lookup_always,
         batch_invariant: load.batch_invariant,
@@ -114,7 +118,7 @@ pub const TILED: &str = "GGML_CPU_TILED_MM";
 
 /// What a token's logits depend on beside its own sequence, on a CPU: kernels chosen by the number of rows (of matrix
 /// products on x86, of attention where V is f16), and the order of cells.
-fn batch_invariant(load: &Load, keeps_cells: bool) -> Result<(), String> {
+fn batch_invariant(load: &Load, keeps_cells: bool, window: Option<usize>) -> Result<(), String> {
     let refuse = |why: &str| Err(format!("batch_invariant cannot hold: {why}"));
     if load.gpu_layers != 0 {
         return refuse("it is for the CPU alone; set gpu_layers = 0");
@@ -128,17 +132,44 @@ fn batch_invariant(load: &Load, keeps_cells: bool) -> Result<(), String> {
     if !keeps_cells {
         return refuse("the model is recurrent");
     }
+    if window.is_some_and(|window| window < load.context as usize) {
+        return refuse("the model has a sliding window, whose cells are filled again out of order");
+    }
     if cfg!(target_arch = "x86_64") && std::env::var(TILED).as_deref() != Ok("0") {
         return refuse("the engine was started without GGML_CPU_TILED_MM=0");
     }
     Ok(())
 }
 
-/// Threads for one and for many rows; 0 means all.
-pub fn threads(load: &Load) -> (u32, u32) {
-    let all = thread::available_parallelism().map_or(1, |n| u32::try_from(n.get()).unwrap_or(1));
-    let or_all = |threads: u32| if threads == 0 { all } else { threads.min(512) };
-    (or_all(load.threads), or_all(load.threads_batch))
+/// The Load with a number of threads where it names none: measured for steps of one row; for those of many rows, which
+/// are bound by computation, a thread for each strong core.
+///
+/// # Errors
+/// Why not.
+pub fn with_threads(
+    backend: &LlamaBackend,
+    errors: &Errors,
+    model: &LlamaModel,
+    mut load: Load,
+) -> Result<Load, String> {
+    let (cpus, quota) = threads::cpus();
+    let counts = threads::candidates(&cpus, quota);
+    let all = counts.first().copied().unwrap_or(1);
+    let narrow = |count: usize| u32::try_from(count).unwrap_or(u32::MAX);
+    if load.threads == 0 && counts.len() > 1 {
+        errors.clear();
+        let with = |count| Ok(params(&load, 1)?.with_n_threads(count).with_n_threads_batch(count));
+        let best = measure::threads(backend, model, &counts, with)
+            .map_err(|error| format!("a first step: {}", errors.reason(&error)))?;
+        load.threads = narrow(best.unwrap_or(all));
+        tracing::info!("threads of a step: {} of {counts:?}", load.threads);
+    } else if load.threads == 0 {
+        load.threads = narrow(all);
+    }
+    if load.threads_batch == 0 {
+        load.threads_batch = narrow(all);
+    }
+    Ok(load)
 }
 
 /// Creates the context, decodes once, so that the first request pays for no first touch of memory, and measures steps.
@@ -186,15 +217,14 @@ pub fn params(load: &Load, sequences: u32) -> Result<LlamaContextParams, String>
         "off" => llama_cpp_sys_2::LLAMA_FLASH_ATTN_TYPE_DISABLED,
         other => return Err(format!("flash_attention {other:?} is none of auto, on, off")),
     };
-    let (threads, threads_batch) = threads(load);
     Ok(LlamaContextParams::default()
         .with_n_ctx(NonZeroU32::new(load.context))
         .with_n_seq_max(sequences)
         .with_kv_unified(true)
         .with_type_k(kv_type(&load.kv_type_k)?)
         .with_type_v(kv_type(&load.kv_type_v)?)
-        .with_n_threads(i32::try_from(threads).unwrap_or(i32::MAX))
-        .with_n_threads_batch(i32::try_from(threads_batch).unwrap_or(i32::MAX))
+        .with_n_threads(i32::try_from(load.threads).unwrap_or(i32::MAX))
+        .with_n_threads_batch(i32::try_from(load.threads_batch).unwrap_or(i32::MAX))
         .with_n_batch(load.n_batch)
         .with_n_ubatch(load.n_ubatch)
         .with_flash_attention_policy(flash_attention))
@@ -209,8 +239,7 @@ fn kv_type(name: &str) -> Result<KvCacheType, String> {
 }
 
 fn warm_up(model: &LlamaModel, context: &mut LlamaContext<'_>) -> Result<Curve, String> {
-    let bos = model.vocab().bos();
-    let token = if bos.0 >= 0 { bos } else { LlamaToken(0) };
+    let token = measure::first_token(model);
     let mut batch = LlamaBatch::new(1, 1);
     batch.add(token, 0, &[0], true).map_err(|error| error.to_string())?;
     context.decode(&mut batch).map_err(|error| error.to_string())?;

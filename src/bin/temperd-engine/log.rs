@@ -1,5 +1,8 @@
 //! llama.cpp's log and our own become Log frames, on a thread of their own: a line never holds up a decode. What the
-//! thread cannot take in time is dropped and counted. Lines at debug level are not made at all.
+//! thread cannot take in time is dropped and counted.
+//!
+//! llama.cpp tells some hundred things about each load at level info, for those who develop it: they go to debug. What it
+//! has at debug level is not made at all.
 
 use std::{
     fmt, io,
@@ -20,6 +23,9 @@ use tracing::{
 };
 
 use crate::link::Link;
+
+/// Under this target come the lines of llama.cpp and ggml.
+const LLAMA: &str = "llama-cpp-2";
 
 const LINES: usize = 1024;
 
@@ -105,6 +111,7 @@ impl Subscriber for Lines {
         let level = match *event.metadata().level() {
             Level::ERROR => "error",
             Level::WARN => "warn",
+            _ if event.metadata().target() == LLAMA => "debug",
             _ => "info",
         };
         if level == "error" {

@@ -12,6 +12,8 @@
 //!
 //! This is the only part of temperd that calls into C++, so the only one that may hold `unsafe`.
 
+mod able;
+mod adapters;
 mod batch;
 mod cells;
 mod constraint;
@@ -22,12 +24,14 @@ mod link;
 mod load;
 mod log;
 mod lookup;
+mod lora;
 mod measure;
 mod owner;
 mod prefix;
 mod sampler;
 mod sequence;
 mod text;
+mod threads;
 mod vocabulary;
 
 use std::{

@@ -13,12 +13,13 @@ use llama_cpp_2::{context::LlamaContext, llama_backend::LlamaBackend, model::Lla
 use temperd::wire::engine::{Heartbeat, Load, LoadFailed, Ready, SequenceOutput, Step, from_engine::Frame};
 
 use crate::{
-    constraint,
+    able, constraint,
     decode::Decoder,
     embed::{self, Embedder},
     link::{Command, Link},
     load,
     log::Errors,
+    lora::Adapters,
     sequence::finished,
     vocabulary::{self, Job},
 };
@@ -78,24 +79,27 @@ fn serve(around: &Surroundings, load: &Load, commands: &Receiver<Command>) -> Re
     load::check(path)?;
 
     let vocabulary = vocabulary::load(backend, errors, path)?;
+    able::writes(&vocabulary::meta(&vocabulary, "general.architecture").unwrap_or_default())?;
     let description = vocabulary::describe(&vocabulary);
     let constraints = constraint::prepare(&vocabulary)?;
     // The tokeniser has it before the daemon can ask for it.
     jobs.send(Job::Vocabulary(vocabulary)).map_err(|_| "the tokeniser has ended".to_owned())?;
     link.send(Frame::Vocabulary(description));
 
-    let model = load::weights(backend, errors, Arc::clone(link), load)?;
+    let mut model = load::weights(backend, errors, Arc::clone(link), load)?;
+    let adapters = Adapters::load(&mut model, errors, &load.adapters);
+    let load = &load::with_threads(backend, errors, &model, load.clone())?;
     let plan = load::plan(&model, load)?;
     // Before steps are measured, which it would slow down.
     let constraints = constraints.join();
     let (context, curve) = load::context(backend, errors, &model, load, &plan)?;
-    link.send(Frame::Ready(ready(around, load, &model, &context, began)));
+    let ready = ready(around, load, &model, &context, began);
+    link.send(Frame::Ready(Ready { adapters_failed: adapters.failed(), ..ready }));
     let embedder = Embedder::new(around, &model, load);
-    Ok(decode(Decoder::new(&model, context, (plan, curve), constraints, link), embedder, link, commands))
+    Ok(decode(Decoder::new(&model, context, (plan, curve), (adapters, constraints), link), embedder, link, commands))
 }
 
 fn ready(around: &Surroundings, load: &Load, model: &LlamaModel, context: &LlamaContext<'_>, began: Instant) -> Ready {
-    let (threads, threads_batch) = load::threads(load);
     // llama.cpp counts the output layer too.
     let all = model.n_layer() + 1;
     Ready {
@@ -105,13 +109,14 @@ fn ready(around: &Surroundings, load: &Load, model: &LlamaModel, context: &Llama
             Ok(asked) => asked.min(all),
             Err(_) => all,
         },
-        threads,
-        threads_batch,
+        threads: load.threads,
+        threads_batch: load.threads_batch,
         n_batch: context.n_batch(),
         n_ubatch: context.n_ubatch(),
         load_s: began.elapsed().as_secs_f64(),
         description: vocabulary::description(model),
         embedding_length: u32::try_from(model.n_embd_out()).unwrap_or_default(),
+        adapters_failed: Vec::new(),
     }
 }
 

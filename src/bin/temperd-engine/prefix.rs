@@ -85,10 +85,11 @@ impl Cache {
         covered
     }
 
-    /// The slot that gives `new` the most tokens, and how many; the newest of equals.
-    pub fn best(&self, new: &Owned<'_>) -> Option<(i32, usize)> {
+    /// The slot that gives `new` the most tokens, and how many; the newest of equals. `can` says whether a slot's cells
+    /// are enough for so many.
+    pub fn best(&self, new: &Owned<'_>, can: impl Fn(i32, usize) -> bool) -> Option<(i32, usize)> {
         let counted = self.0.iter().map(|kept| (kept.slot, new.shared_with(&kept.owned())));
-        counted.max_by_key(|found| found.1).filter(|found| found.1 > 0)
+        counted.filter(|&(slot, count)| count > 0 && can(slot, count)).max_by_key(|found| found.1)
     }
 
     /// Notes that this slot's cells were of use.
@@ -173,8 +174,9 @@ mod tests {
         cache.insert(kept(0, &[1, 2, 3], 0, 7));
         cache.insert(kept(1, &[5, 6], 0, 7));
         let new = kept(9, &[1, 2, 9], 0, 7);
-        assert_eq!(cache.best(&new.owned()), Some((0, 2)));
-        assert_eq!(cache.best(&kept(9, &[9], 0, 7).owned()), None);
+        assert_eq!(cache.best(&new.owned(), |_, _| true), Some((0, 2)));
+        assert_eq!(cache.best(&new.owned(), |slot, _| slot != 0), None);
+        assert_eq!(cache.best(&kept(9, &[9], 0, 7).owned(), |_, _| true), None);
         cache.used(0);
         let order: Vec<_> = std::iter::from_fn(|| cache.evict()).collect();
         assert_eq!(slots(&order), [1, 0]);

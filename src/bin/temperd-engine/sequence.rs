@@ -7,6 +7,7 @@ use temperd::{
 };
 
 use crate::{
+    adapters::Group,
     batch::{Due, Wish},
     lookup::{Draft, Lookup},
     prefix::{Kept, Owned},
@@ -51,7 +52,8 @@ pub struct Sequence {
     cells: usize,
     public: usize,
     scope: u64,
-    adapter: u64,
+    /// Whose turns it shares, and whose cells.
+    pub adapter: Group,
 }
 
 impl Sequence {
@@ -59,7 +61,7 @@ impl Sequence {
     ///
     /// # Errors
     /// Why it cannot run: an empty or too long prompt, a token that does not exist, a sampling value out of range.
-    pub fn new(start: Start, slot: i32, n_vocab: i32, context: usize) -> Result<Self, String> {
+    pub fn new(start: Start, slot: i32, adapter: Group, n_vocab: i32, context: usize) -> Result<Self, String> {
         let token = |id: &u32| i32::try_from(*id).ok().filter(|id| *id < n_vocab).map(LlamaToken);
         let tokens: Option<Vec<LlamaToken>> = start.prompt.iter().map(token).collect();
         let tokens = tokens.ok_or_else(|| format!("the prompt holds a token beyond the vocabulary of {n_vocab}"))?;
@@ -88,7 +90,7 @@ impl Sequence {
             cells: 0,
             public: (start.public_prefix as usize).min(tokens.len()),
             scope: start.scope,
-            adapter: 0,
+            adapter,
             tokens,
         })
     }
@@ -267,6 +269,7 @@ pub fn finished(reason: &str, error: Option<String>) -> Finished {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::adapters::NONE;
 
     fn start(prompt: Vec<u32>) -> Start {
         Start { sequence: 1, prompt, max_tokens: 4, ..Start::default() }
@@ -278,7 +281,7 @@ mod tests {
 
     #[test]
     fn a_prompt_is_read_in_parts_and_only_its_last_token_wants_logits() {
-        let mut sequence = Sequence::new(start(vec![5, 6, 7]), 0, 10, 8).expect("it fits");
+        let mut sequence = Sequence::new(start(vec![5, 6, 7]), 0, NONE, 10, 8).expect("it fits");
         assert_eq!(sequence.wish().due, Due::Nothing);
         sequence.begun = true;
         assert_eq!(sequence.wish().due, Due::Prompt(3));
@@ -298,7 +301,7 @@ mod tests {
 
     #[test]
     fn the_last_prompt_token_is_never_taken_over() {
-        let mut sequence = Sequence::new(start(vec![5, 6, 7]), 0, 10, 8).expect("it fits");
+        let mut sequence = Sequence::new(start(vec![5, 6, 7]), 0, NONE, 10, 8).expect("it fits");
         assert_eq!(sequence.wanted().tokens.len(), 2);
         sequence.begun = true;
         sequence.take_over(2);
@@ -308,11 +311,11 @@ mod tests {
 
     #[test]
     fn a_prompt_that_cannot_run_is_refused_with_the_numbers() {
-        let refused = |prompt| Sequence::new(start(prompt), 0, 10, 8).err().expect("refused");
+        let refused = |prompt| Sequence::new(start(prompt), 0, NONE, 10, 8).err().expect("refused");
         assert!(refused(vec![]).contains("empty"));
         assert!(refused(vec![10]).contains("vocabulary of 10"));
         assert_eq!(refused(vec![1; 9]), "the prompt has 9 tokens, the context 8");
-        assert!(Sequence::new(start(vec![1; 8]), 0, 10, 8).is_ok());
+        assert!(Sequence::new(start(vec![1; 8]), 0, NONE, 10, 8).is_ok());
     }
 
     #[test]

@@ -92,7 +92,10 @@ fn enough(memory: Memory, need: Option<Need>) -> Finding {
 
 pub(super) fn cpus(root: &Path, engine: &Engine) -> Finding {
     match board::cpus(root) {
-        Ok(cpus) => threads(cpus, engine.threads.max(engine.threads_batch)),
+        Ok(cpus) => match engine.threads.max(engine.threads_batch) {
+            Some(count) => threads(cpus, count),
+            None => Finding::ok("cpu", format!("{cpus} CPUs; how many threads help is measured at load")),
+        },
         Err(error) => unreadable("cpu", root, "sys/devices/system/cpu/online", &error),
     }
 }
@@ -188,7 +191,7 @@ mod tests {
     fn the_cache_counts_by_its_type() {
         let config = |kv_type| {
             let text = format!("[engine]\nmodel = \"m\"\nkv_type = \"{kv_type}\"\n[socket]\npath = \"/s\"");
-            let machine = Machine { cores: 1, hostname: "h".into(), default_socket: None };
+            let machine = Machine { hostname: "h".into(), default_socket: None };
             config::parse(&text, Overrides::default(), &machine).unwrap().engine
         };
         // Mistral 7B: 128 KiB for each of 8192 tokens.

@@ -41,7 +41,7 @@ const LATER: &str = "is not available yet; leave the field out";
 const NEVER: &str = "is not supported; leave the field out";
 
 /// Fields of both endpoints.
-const COMMON: [Neutral; 14] = [
+const COMMON: [Neutral; 13] = [
     Neutral { name: "n", is: |v| *v == 1, otherwise: "must be 1" },
     Neutral { name: "metadata", is: is_empty, otherwise: NEVER },
     Neutral { name: "store", is: |v| *v == false, otherwise: "must be false: answers are not stored" },
@@ -54,7 +54,6 @@ const COMMON: [Neutral; 14] = [
     // Fields of our own schema that are not served here, or not yet.
     Neutral { name: "profile", is: |_| false, otherwise: LATER },
     Neutral { name: "session", is: |_| false, otherwise: LATER },
-    Neutral { name: "adapter", is: |_| false, otherwise: LATER },
     Neutral { name: "overflow", is: |_| false, otherwise: LATER },
     Neutral { name: "extract", is: |_| false, otherwise: LATER },
     Neutral { name: "max_reply_bytes", is: |_| false, otherwise: "holds for MQTT only; use `max_tokens` here" },
@@ -147,6 +146,7 @@ pub fn chat(body: &[u8], context: u32) -> Result<Asked<v1::ChatRequest>, Request
     };
     let request = v1::ChatRequest {
         id: request.id,
+        adapter: request.adapter,
         messages,
         max_tokens,
         temperature: request.temperature,
@@ -213,6 +213,7 @@ fn common(mut fields: Fields, context: u32) -> Result<Asked<v1::CompleteRequest>
     };
     let request = v1::CompleteRequest {
         id: fields.take("id")?.unwrap_or_default(),
+        adapter: fields.take("adapter")?,
         max_tokens: tokens(&mut fields, "max_tokens", context)?,
         temperature: fields.take("temperature")?,
         top_p: fields.take("top_p")?,

@@ -122,7 +122,7 @@ fn neutral_values_are_taken_and_others_name_the_field() {
         ("moderation", &[], &[json!({})]),
         ("profile", &[], &[json!("p")]),
         ("session", &[], &[json!("s")]),
-        ("adapter", &[], &[json!("a")]),
+        ("adapter", &[], &[json!(1)]),
         ("max_reply_bytes", &[], &[json!(300)]),
         ("never_heard_of", &[], &[json!(0), json!("")]),
     ];

@@ -54,6 +54,9 @@ struct Session {
     rounds: usize,
 }
 
+/// Measures, and adds to the report.
+type Row = fn(&mut Session) -> Result<()>;
+
 fn main() -> Result<()> {
     let options = Options::parse();
     // `cargo test --benches` runs this too; it is not a test.
@@ -75,7 +78,7 @@ fn main() -> Result<()> {
         plots: plot::Plots::new(folder.clone()),
         rounds: options.rounds,
     };
-    let rows: [(&str, fn(&mut Session) -> Result<()>); 8] = [
+    let rows: [(&str, Row); 8] = [
         ("single", streams::single),
         ("eight", together::eight),
         ("long", together::long_prompt),

@@ -2,7 +2,7 @@
 //! otherwise.
 
 use std::{
-    path::PathBuf,
+    path::Path,
     sync::atomic::{AtomicBool, Ordering},
     thread,
     time::Duration,
@@ -25,7 +25,7 @@ pub fn of_shape(session: &mut Session) -> Result<()> {
 }
 
 /// Eight at once with a common system prompt of `system` tokens and answers of `tokens`.
-fn of(session: &mut Session, model: &PathBuf, name: &str, system: usize, tokens: usize) -> Result<()> {
+fn of(session: &mut Session, model: &Path, name: &str, system: usize, tokens: usize) -> Result<()> {
     let (mut ours, mut theirs) = (Vec::new(), Vec::new());
     // Memory varies little; two rounds show that.
     for _ in 0..session.rounds.min(2) {

@@ -1,6 +1,6 @@
 //! One stream at a time: decode speed against the bare loop, and a conversation that grows.
 
-use std::path::PathBuf;
+use std::path::Path;
 
 use anyhow::Result;
 
@@ -25,7 +25,7 @@ pub fn single_of_shape(session: &mut Session) -> Result<()> {
     of(session, &model, "7B shape", SHAPE)
 }
 
-fn of(session: &mut Session, model: &PathBuf, name: &str, tokens: usize) -> Result<()> {
+fn of(session: &mut Session, model: &Path, name: &str, tokens: usize) -> Result<()> {
     let mut bare = Bare::start(&session.places, model)?;
     let shipped = Server::temperd(model, "")?;
     let plain = Server::temperd(model, "lookup = false")?;

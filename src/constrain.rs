@@ -37,8 +37,8 @@ const STATES: usize = 20_000;
 const FUEL: u64 = 500_000;
 /// Symbols of one constraint, up to some 500 ms: an object of 1,500 properties, all optional.
 const SYMBOLS: usize = 10_000;
-/// Work on one set of tokens, by token of the vocabulary: about 50 ms for 50,000 tokens.
-const ITEMS: usize = 20;
+/// Work on one set of tokens, up to some 50 ms; 5,000 are the most that grammars of whole languages were seen to need.
+const ITEMS: usize = 50_000;
 /// Bytes of a reason.
 const REASON: usize = 300;
 /// The reason where llguidance has none.
@@ -116,7 +116,7 @@ impl Constrainer {
             initial_lexer_fuel: FUEL,
             max_lexer_states: STATES,
             max_grammar_size: SYMBOLS,
-            step_max_items: (tokens.tok_trie().vocab_size() * ITEMS).max(50_000),
+            step_max_items: ITEMS,
             verbose_errors: false,
             ..ParserLimits::default()
         };

@@ -136,6 +136,26 @@ def embeddings(client, model):
     check("numbers in JSON say the same", near > 0.999, near)
 
 
+def schema(schema):
+    return {"type": "json_schema", "json_schema": {"name": "answer", "strict": True, "schema": schema}}
+
+
+def structured(client, model):
+    def ask(**more):
+        answer = client.chat.completions.create(model=model, messages=QUESTION, max_tokens=200, temperature=0, **more)
+        return answer.choices[0].message.content
+
+    city = {"type": "object", "properties": {"city": {"enum": ["Paris", "Rome"]}, "sure": {"type": "boolean"}},
+            "required": ["city", "sure"], "additionalProperties": False}
+    found = json.loads(ask(response_format=schema(city)))
+    check("an answer obeys its schema", list(found) == ["city", "sure"] and found["city"] == "Paris", found)
+    found = json.loads(ask(response_format=schema({"type": "array", "items": {"type": "integer"}, "maxItems": 3})))
+    check("also where it is no object", isinstance(found, list) and len(found) <= 3, found)
+    check("json_object brings an object", ask(response_format={"type": "json_object"}).startswith("{"))
+    found = ask(extra_body={"grammar": 'root ::= "yes" | "no"'})
+    check("a grammar is obeyed", found in ("yes", "no"), found)
+
+
 def errors(client, model):
     def ask(**more):
         return lambda: client.chat.completions.create(**({"model": model, "messages": QUESTION} | more))
@@ -145,7 +165,7 @@ def errors(client, model):
             status=404, code="unknown_model", param="model")
     for field, value in [("n", 2), ("temperature", 9), ("max_tokens", 0), ("max_completion_tokens", -5), ("messages", []),
                          ("tools", [{"type": "function", "function": {"name": "f"}}]), ("store", True),
-                         ("response_format", {"type": "json_object"}), ("logit_bias", {"x": 1})]:
+                         ("logit_bias", {"x": 1}), ("response_format", schema({"not": {"type": "null"}}))]:
         refused(f"`{field}` = {json.dumps(value)}", openai.BadRequestError, ask(**{field: value}), param=field, **bad)
     refused("an unknown field", openai.BadRequestError, ask(extra_body={"never_heard_of": 1}),
             param="never_heard_of", **bad)
@@ -216,6 +236,7 @@ def main(path):
     logprobs(client, model)
     completions(client, model)
     embeddings(client, model)
+    structured(client, model)
     errors(client, model)
     plain_http(http)
     disconnect(client, http, model)

@@ -18,7 +18,9 @@ use support::{
 };
 use temperd::wire::engine::{Adapter, Load, Start};
 
-const ANSWER: u32 = 40;
+const ANSWER: u32 = 24;
+/// A step of many rows takes other kernels than one of a single row; log probabilities change by less than this.
+const NEAR: f32 = 0.1;
 const QUESTION: &str = "How does a pump move water?";
 
 /// Two that fit, one that is made for another model, one that is no GGUF file, one that is not there.
@@ -40,7 +42,7 @@ fn engine(adapters: &[Adapter], change: impl FnOnce(&mut Load)) -> Engine {
 }
 
 fn asked(id: u64, prompt: &[u32], adapter: u32, adapter_scale: f32) -> Start {
-    Start { adapter, adapter_scale, scope: 7, ..start(id, prompt.to_vec(), ANSWER) }
+    Start { adapter, adapter_scale, scope: 7, logprobs: true, top_logprobs: 2, ..start(id, prompt.to_vec(), ANSWER) }
 }
 
 fn alone(adapters: &[Adapter], adapter: u32, scale: f32) -> Answer {
@@ -63,48 +65,26 @@ fn an_adapter_changes_the_answer_by_its_scale_and_only_its_own() {
     let prompt = engine.chat(QUESTION);
     // Scale 0 is the model as it is.
     assert_eq!(engine.answer(asked(1, &prompt, 1, 0.0)).tokens, alone[0]);
-    // All at once, twice each, and again one after the other.
-    let ids = |first: u64| (first..).zip(kinds);
-    for _ in 0..2 {
-        for (id, (adapter, scale)) in ids(10).chain(ids(20)) {
-            engine.start(asked(id, &prompt, adapter, scale));
-        }
-        for first in [10, 20] {
-            for ((id, _), alone) in ids(first).zip(&alone) {
-                assert_eq!(&engine.finish(id).tokens, alone, "sequence {id}");
-            }
-        }
-        for ((id, (adapter, scale)), alone) in ids(30).zip(&alone) {
-            assert_eq!(&engine.answer(asked(id, &prompt, adapter, scale)).tokens, alone, "sequence {id}");
-        }
-    }
 }
 
 #[test]
-fn with_batch_invariant_each_row_of_logits_is_that_of_the_adapter_alone() {
+fn side_by_side_each_answers_as_if_it_were_alone() {
     let folder = tempfile::tempdir().expect("a folder");
     let adapters = adapters(folder.path());
-    let invariant = |load: &mut Load| {
-        (load.batch_invariant, load.gpu_layers, load.kv_type_v) = (true, 0, "q8_0".into());
-        (load.context, load.parallel, load.lookup_always) = (768, 3, true);
-    };
-    let kinds = [(0, 0.0), (1, 1.0), (2, 1.0)];
-    let digests = |id, prompt: &[u32], (adapter, scale)| Start { digests: true, ..asked(id, prompt, adapter, scale) };
-    let mut prompt = Vec::new();
-    let alone = kinds.map(|kind| {
-        let mut engine = engine(&adapters, invariant);
-        prompt = engine.chat(QUESTION);
-        engine.answer(digests(1, &prompt, kind)).digests
-    });
-    let mut engine = engine(&adapters, invariant);
-    // So often that the cells are put in order in between.
-    for _ in 0..6 {
-        for (id, kind) in (1..).zip(kinds) {
-            engine.start(digests(id, &prompt, kind));
-        }
-        for (id, alone) in (1..).zip(&alone) {
-            assert_eq!(&engine.finish(id).digests, alone, "sequence {id}");
-        }
+    let kinds = [(0, 0.0), (1, 1.0), (2, 1.0), (1, 0.5)];
+    let alone = kinds.map(|(adapter, scale)| alone(&adapters, adapter, scale));
+    let mut engine = engine(&adapters, |_| ());
+    let prompt = engine.chat(QUESTION);
+    // Two of each at once, then one after the other.
+    let all = || (1..).zip(kinds.iter().chain(&kinds).zip(alone.iter().chain(&alone)));
+    for (id, ((adapter, scale), _)) in all() {
+        engine.start(asked(id, &prompt, *adapter, *scale));
+    }
+    for (id, (_, alone)) in all() {
+        engine.finish(id).assert_like(alone, NEAR, &format!("sequence {id}"));
+    }
+    for (id, ((adapter, scale), alone)) in all() {
+        engine.answer(asked(id, &prompt, *adapter, *scale)).assert_like(alone, NEAR, &format!("sequence {id} later"));
     }
 }
 

@@ -16,6 +16,8 @@ use temperd::wire::engine::{Load, Sampling, Start};
 /// The end tokens of the tiny models are out of the question, so that every answer is as long as asked for.
 const ENDS: [u32; 3] = [0, 1, 2];
 const ANSWER: u32 = 70;
+/// Random weights make many tokens nearly equally likely.
+const NEAR: f32 = 0.002;
 /// What all prompts begin with, far longer than the window of 32.
 const COMMON: usize = 200;
 
@@ -55,15 +57,6 @@ fn engine(file: &Path) -> Engine {
     Engine::loaded_with(Load { context: 1536, parallel: 4, n_ubatch: 64, lookup_always: true, ..load(file) }).0
 }
 
-/// The same tokens, up to a place where the two likeliest ones were as good as equal: random weights have such places, and
-/// sums in another order decide them otherwise.
-fn same(answer: &Answer, alone: &Answer, what: &str) {
-    let Some(at) = answer.tokens.iter().zip(&alone.tokens).position(|(a, b)| a != b) else { return };
-    let top = &alone.logprobs[at].top;
-    let gap = top[0].logprob - top[1].logprob;
-    assert!(gap < 0.002, "{what}: another token at {at}, though {gap} was between the likeliest two");
-}
-
 /// Each alone in an engine of its own, then all in one: four at once, and one after the other.
 fn answers_do_not_depend_on_company(kind: &str) -> Vec<Answer> {
     let folder = tempfile::tempdir().expect("a folder");
@@ -89,7 +82,7 @@ fn answers_do_not_depend_on_company(kind: &str) -> Vec<Answer> {
         }
         for (nth, answer) in answers.iter().enumerate() {
             assert_eq!(answer.error, None);
-            same(answer, &alone[nth % prompts.len()], &format!("{kind}, round {round}, answer {nth}"));
+            answer.assert_like(&alone[nth % prompts.len()], NEAR, &format!("{kind}, round {round}, answer {nth}"));
         }
     }
     answers

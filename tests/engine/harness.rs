@@ -51,6 +51,15 @@ pub struct Answer {
 }
 
 impl Answer {
+    /// The same tokens as another answer that has the log probabilities of the two likeliest tokens, up to a place where
+    /// these were within `near` of each other: sums in another order may decide such a place otherwise.
+    pub fn assert_like(&self, alone: &Self, near: f32, what: &str) {
+        let Some(at) = self.tokens.iter().zip(&alone.tokens).position(|(a, b)| a != b) else { return };
+        let top = &alone.logprobs[at].top;
+        let gap = top[0].logprob - top[1].logprob;
+        assert!(gap < near, "{what}: another token at {at}, though {gap} was between the likeliest two");
+    }
+
     pub fn text(&self) -> String {
         self.pieces.concat()
     }

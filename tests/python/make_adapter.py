@@ -13,7 +13,7 @@ import numpy as np
 RANK = 8
 ALPHA = 16.0
 # So strong that answers differ from the first few tokens on.
-STRENGTH = 0.04
+STRENGTH = 0.03
 
 
 def main() -> None:

@@ -158,13 +158,18 @@ struct Bare {
     model: &'static LlamaModel,
 }
 
+/// Threads of both sides: with those that the engine measures, the loops would not be alike.
+fn threads() -> usize {
+    sysinfo::System::physical_core_count().unwrap_or(1)
+}
+
 impl Bare {
     fn load(path: &Path) -> Result<Self> {
         // They live as long as the process: no second load, no self-reference.
         let backend: &'static LlamaBackend = Box::leak(Box::new(LlamaBackend::init()?));
         let model: &'static LlamaModel =
             Box::leak(Box::new(LlamaModel::load_from_file(backend, path, &LlamaModelParams::default())?));
-        let threads = i32::try_from(sysinfo::System::physical_core_count().unwrap_or(1))?;
+        let threads = i32::try_from(threads())?;
         let params = LlamaContextParams::default()
             .with_n_ctx(NonZeroU32::new(8192))
             .with_n_batch(512)
@@ -243,7 +248,10 @@ impl Daemon {
         let broker = Command::new("mosquitto").arg("-c").arg(&broker_config).spawn().context("mosquitto")?;
         let config = folder.path().join("config.toml");
         // Drafts would make the daemon faster than the loop that it is held against.
-        let settings = "[engine]\nlookup = false\n[mqtt]\nraw_prompt = true\n[log]\nlevel = \"warn\"\n";
+        let settings = format!(
+            "[engine]\nlookup = false\nthreads = {}\n[mqtt]\nraw_prompt = true\n[log]\nlevel = \"warn\"\n",
+            threads()
+        );
         fs::write(&config, settings)?;
         let mut child = Command::new(env!("CARGO_BIN_EXE_temperd"))
             .args(["run", "--node", "bench", "--config"])

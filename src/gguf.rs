@@ -45,6 +45,10 @@ pub struct Summary {
     pub architecture: Option<String>,
     /// `general.name`.
     pub name: Option<String>,
+    /// `general.type`, for example `model` or `adapter`; older files do not have it.
+    pub kind: Option<String>,
+    /// `adapter.type`, for example `lora`.
+    pub adapter: Option<String>,
     /// Whether there is a `tokenizer.chat_template`.
     pub chat_template: bool,
     /// `tokenizer.ggml.model`.
@@ -180,6 +184,8 @@ fn summary(source: impl Read + Seek, bytes: u64) -> Result<Summary, Fault> {
     Ok(Summary {
         architecture: metadata.text("general.architecture"),
         name: metadata.text("general.name"),
+        kind: metadata.text("general.type"),
+        adapter: metadata.text("adapter.type"),
         chat_template: metadata.text("tokenizer.chat_template").is_some(),
         tokenizer: metadata.text("tokenizer.ggml.model"),
         context_length: metadata.of_architecture("context_length"),

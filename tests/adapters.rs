@@ -124,7 +124,8 @@ fn the_engine_says_which_it_cannot_use_and_why() {
 }
 
 fn sections(folder: &Path) -> String {
-    let section = |adapter: Adapter| format!("[[adapter]]\nname = {:?}\npath = {:?}\n", adapter.name, adapter.path);
+    let section =
+        |adapter: Adapter| format!("[[adapter]]\nname = {:?}\npath = {:?}\nscale = 3.0\n", adapter.name, adapter.path);
     adapters(folder).into_iter().map(section).collect()
 }
 

@@ -2,7 +2,10 @@
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 
-use std::{fs, path::PathBuf};
+use std::{
+    fs,
+    path::{Path, PathBuf},
+};
 
 use proptest::prelude::*;
 use temperd::config::{Config, ConfigErrors, KvType, Machine, Overrides, load, parse};
@@ -123,6 +126,10 @@ fn what_does_not_go_together() {
         ("[mqtt]\nurl = \"mqtts://b\"\ncert = \"c\"", "mqtt.cert: a client certificate needs its key"),
         ("[mqtt]\nurl = \"mqtts://b\"\nkey = \"k\"", "mqtt.key: a key needs its client certificate"),
         ("[mqtt]\nurl = \"mqtt://b\"\nca = \"c\"", "mqtt.ca: has no effect over `mqtt://`"),
+        (
+            "[engine]\nbatch_invariant = true\n[[adapter]]\nname = \"a\"\npath = \"a.gguf\"",
+            "engine.batch_invariant: does not hold with adapters",
+        ),
     ] {
         let error = error(text);
         assert!(error.starts_with(expected), "{error}");
@@ -333,5 +340,31 @@ proptest! {
             prop_assert!(!errors.is_empty());
             prop_assert!(errors.iter().all(|error| !error.contains('\n')), "{errors:?}");
         }
+    }
+}
+
+#[test]
+fn adapters_have_a_name_of_their_own_a_file_and_a_scale() {
+    let one = "[[adapter]]\nname = \"a-1\"\npath = \"a.gguf\"\n";
+    let config = good(&format!("{one}scale = 1\n[[adapter]]\nname = \"b\"\npath = \"b.gguf\"\nscale = -0.25"));
+    let adapters: Vec<_> = config.engine.adapters.iter().map(|one| (one.name.as_str(), one.scale)).collect();
+    assert_eq!(adapters, [("a-1", 1.0), ("b", -0.25)]);
+    assert_eq!(good(one).engine.adapters[0].path, Path::new("a.gguf"));
+    for (text, expected) in [
+        (format!("{one}{one}"), "adapter.name: is \"a-1\", which another adapter is called already (line 5)"),
+        ("[[adapter]]\npath = \"a\"".into(), "adapter: needs a `name`, by which requests choose it (line 1)"),
+        ("[[adapter]]\nname = \"a\"".into(), "adapter: needs a `path`: its GGUF file (line 1)"),
+        (one.replace("a-1", "a b"), "adapter.name: is \"a b\", must be 1 to 64 of"),
+        (one.replace("a-1", "model"), "adapter.name: is \"model\", which the model is called"),
+        (format!("{one}scale = nan"), "adapter.scale: is nan, must be a number from -16 to 16 (line 4)"),
+        (format!("{one}scale = \"1\""), "adapter.scale: must be a number, is a string (line 4)"),
+        (format!("{one}weight = 1"), "adapter.weight: unknown key"),
+        (
+            "[adapter]\nname = \"a\"".into(),
+            "adapter: must be sections, `[[adapter]]`, one for each adapter, is a table",
+        ),
+    ] {
+        let error = error(&text);
+        assert!(error.starts_with(expected), "{error}\n{expected}");
     }
 }

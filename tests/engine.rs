@@ -413,6 +413,37 @@ fn the_engine_ends_when_the_daemon_closes_even_in_the_midst_of_a_decode() {
     assert_eq!(idle.ended(), Some(0));
 }
 
+/// Processor time of a process, in clock ticks.
+fn ticks(pid: u32) -> u64 {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).expect("it lives");
+    let fields: Vec<_> = stat.rsplit(')').next().expect("the name ends").split_whitespace().collect();
+    fields[11..13].iter().map(|ticks| ticks.parse::<u64>().expect("a number")).sum()
+}
+
+#[test]
+fn an_idle_engine_needs_no_processor_and_its_threads_do_not_spin() {
+    let (mut engine, _, ready) = Engine::loaded_with(Load { threads: 2, threads_batch: 2, ..load(&model()) });
+    assert_eq!((ready.threads, ready.threads_batch), (2, 2));
+    let prompt = engine.chat("Good day.");
+    engine.answer(start(1, prompt, 2));
+    // Heartbeats come every five seconds while nothing runs.
+    let beat = |engine: &mut Engine| while !matches!(engine.next(), from_engine::Frame::Heartbeat(_)) {};
+    beat(&mut engine);
+    let before = ticks(engine.process.id());
+    beat(&mut engine);
+    let spent = ticks(engine.process.id()) - before;
+    assert!(spent <= 2, "{spent} ticks in five idle seconds");
+}
+
+#[test]
+fn threads_that_are_not_named_are_measured() {
+    let (engine, _, ready) = Engine::loaded_with(Load { threads: 0, threads_batch: 0, ..load(&model()) });
+    let all = u32::try_from(std::thread::available_parallelism().expect("known").get()).expect("few");
+    assert!((1..=ready.threads_batch).contains(&ready.threads) && ready.threads_batch <= all, "{ready:?}");
+    let said = engine.logs.iter().any(|log| log.level == "info" && log.message.contains("threads of a step"));
+    assert_eq!(said, ready.threads_batch > 1);
+}
+
 #[test]
 fn a_daemon_of_another_build_is_told_so() {
     let mut engine = Engine::silent(&[]);

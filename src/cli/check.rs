@@ -8,6 +8,7 @@ use std::{
 
 use super::{CliError, RunArgs};
 
+mod adapters;
 mod broker;
 mod local;
 
@@ -70,6 +71,9 @@ pub async fn run(args: RunArgs) -> Result<(), CliError> {
     worst.add(Finding::ok("configuration", format!("node {}, {} at once", config.node, config.engine.parallel)));
     let (model, summary) = local::model(&config.engine.model);
     worst.add(model);
+    for adapter in &config.engine.adapters {
+        worst.add(adapters::adapter(adapter, summary.as_ref()));
+    }
     worst.add(local::engine(config.engine.path.as_deref()));
     worst.add(local::memory(&config.board_root, summary.map(|summary| local::need(&summary, &config.engine))));
     worst.add(local::cpus(&config.board_root, &config.engine));

@@ -73,6 +73,7 @@ fn the_example_is_valid_with_every_key_set() {
 #[test]
 fn every_default_in_the_example_is_the_one_in_force() {
     let all = parse(&uncommented(), Overrides::default(), &machine()).unwrap();
+    assert!(!all.engine.adapters.is_empty());
     for name in shown().iter().filter(|name| !WITHOUT_DEFAULT.contains(&name.as_str())) {
         let (section, key) = name.split_once('.').unwrap();
         let mut table: toml::Table = uncommented().parse().unwrap();

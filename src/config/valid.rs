@@ -27,8 +27,12 @@ const MAX_TOKENS: u32 = 1024;
 pub fn check(file: File, overrides: Overrides, machine: &Machine, errors: &mut Vec<String>) -> Option<Config> {
     let mut check = Check { errors };
     let model = model(file.engine.model.clone(), overrides.model, &mut check);
+    let invariant = file.engine.batch_invariant.clone();
     let engine = engine(file.engine, &mut check);
     let name = model.as_deref().map(Config::model_name);
+    if let (Setting::Given(true, place), false) = (invariant, file.adapters.is_empty()) {
+        check.error(&place, "does not hold with adapters: leave out either this or every [[adapter]]");
+    }
     let adapters = adapters::adapters(file.adapters, name.as_deref(), &mut check);
     let path = socket_path(file.socket.path.clone(), overrides.socket, machine, &mut check);
     let socket = socket(file.socket, &mut check);

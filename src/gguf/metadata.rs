@@ -11,8 +11,15 @@ use super::{
 };
 
 /// Keys that are kept as they are.
-const KEYS: [&str; 5] =
-    ["general.architecture", "general.name", "general.alignment", "tokenizer.chat_template", "tokenizer.ggml.model"];
+const KEYS: [&str; 7] = [
+    "general.architecture",
+    "general.name",
+    "general.type",
+    "general.alignment",
+    "adapter.type",
+    "tokenizer.chat_template",
+    "tokenizer.ggml.model",
+];
 /// Keys that are kept below the name of an architecture.
 const OF_ARCHITECTURE: [&str; 9] = [
     "context_length",

@@ -84,6 +84,8 @@ fn a_header_is_summed_up() {
     let expected = Summary {
         architecture: Some("llama".into()),
         name: Some("Tiny".into()),
+        kind: None,
+        adapter: None,
         chat_template: true,
         tokenizer: Some("llama".into()),
         context_length: Some(128),

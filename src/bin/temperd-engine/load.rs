@@ -135,6 +135,9 @@ fn batch_invariant(load: &Load, keeps_cells: bool, window: Option<usize>) -> Res
     if window.is_some_and(|window| window < load.context as usize) {
         return refuse("the model has a sliding window, whose cells are filled again out of order");
     }
+    if !load.adapters.is_empty() {
+        return refuse("an adapter's matrices are multiplied by another kernel where a step has several rows");
+    }
     if cfg!(target_arch = "x86_64") && std::env::var(TILED).as_deref() != Ok("0") {
         return refuse("the engine was started without GGML_CPU_TILED_MM=0");
     }

@@ -176,6 +176,8 @@ mod tests {
         Summary {
             architecture: Some("llama".into()),
             name: None,
+            kind: None,
+            adapter: None,
             chat_template: true,
             tokenizer: None,
             context_length: Some(32_768),

@@ -258,9 +258,8 @@ fn adapter(adapter: &config::Adapter) -> Adapter {
 /// each other a thousand times in a step, a few microseconds each; by OpenMP's default they look some hundred thousand
 /// times, and where another program has one of the cores, the thread that is waited for cannot run on it meanwhile.
 ///
-/// Measured with two threads on two cores of an x86, the small model, tokens per second of one stream: alone 82 (default
-/// 81, never looking 62), beside a program that wants a whole core 22 (default 1 to 7, never looking 42). Less often is
-/// slower alone (300 times: 78). On ARM a look takes about a tenth of that time; that number is reckoned, not measured.
+/// 1000 looks keep the speed of one stream alone and are the fewest that do (docs/bench.md, "Threads that wait"). On ARM a
+/// look takes about a tenth of that time; that number is reckoned, not measured.
 const SPINS: &str = if cfg!(target_arch = "x86_64") { "1000" } else { "10000" };
 
 /// What the engine's libraries read from the environment, once and before the first frame comes: how threads wait for each

@@ -34,10 +34,17 @@ pub fn write(writer: &mut impl Write, frame: &impl Message) -> io::Result<()> {
 /// Those of the reader, `UnexpectedEof` inside a frame, `InvalidData` for one that is too long or does not parse.
 pub fn read<M: Message + Default>(reader: &mut impl Read) -> io::Result<Option<M>> {
     let mut length = [0; 4];
-    match reader.read(&mut length)? {
-        0 => return Ok(None),
-        n => reader.read_exact(length.get_mut(n..).unwrap_or_default())?,
+    let first = loop {
+        match reader.read(&mut length) {
+            // A signal, such as the one that lets a stopped process go on; `read_exact` does the same.
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            other => break other?,
+        }
+    };
+    if first == 0 {
+        return Ok(None);
     }
+    reader.read_exact(length.get_mut(first..).unwrap_or_default())?;
     let length = u32::from_le_bytes(length) as usize;
     if length > MAX_FRAME {
         return Err(too_long(length));

@@ -29,6 +29,7 @@ use rumqttc::v5::{
         v5::{Packet, PublishProperties},
     },
 };
+use temperd::config::Config;
 
 /// Rounds of the decode comparison, and tokens of each.
 const ROUNDS: usize = 7;
@@ -266,8 +267,7 @@ impl Daemon {
             .spawn()?;
         let mut line = String::new();
         BufReader::new(child.stdout.take().context("piped")?).read_line(&mut line)?;
-        let name = model.file_stem().context("a model file")?.to_string_lossy().into_owned();
-        let daemon = Self { child, broker, folder, model: name, port };
+        let daemon = Self { child, broker, folder, model: Config::model_name(model), port };
         if !line.starts_with("temperd ready") || !line.contains("mqtt=connected") {
             bail!("the daemon is not ready: {line}");
         }

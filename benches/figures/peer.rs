@@ -11,6 +11,8 @@ use std::{
 
 use anyhow::{Context, Result, bail};
 
+use temperd::config::Config;
+
 use crate::client::{Address, Endpoint};
 
 /// Context of every server here.
@@ -119,7 +121,7 @@ impl Server {
 }
 
 fn endpoint(address: Address, model: &Path) -> Endpoint {
-    Endpoint { address, model: model.file_stem().unwrap_or_default().to_string_lossy().into_owned() }
+    Endpoint { address, model: Config::model_name(model) }
 }
 
 /// The bare loop in a process of its own (`bare.rs`), so that its threads disturb nobody in between.

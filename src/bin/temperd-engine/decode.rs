@@ -68,6 +68,7 @@ pub struct Decoder<'a> {
 
     // Kept from step to step, so that a step allocates next to nothing.
     batch: LlamaBatch<'static>,
+    members: Vec<Member>,
     wishes: Vec<Wish>,
     parts: Vec<Part>,
     /// Sequence, and the first row of the batch and number of rows whose logits were asked.
@@ -102,6 +103,7 @@ impl<'a> Decoder<'a> {
             steps: 0,
             outputs: Vec::new(),
             batch,
+            members: Vec::new(),
             wishes: Vec::new(),
             parts: Vec::new(),
             rows: Vec::new(),
@@ -247,8 +249,10 @@ impl<'a> Decoder<'a> {
     /// Applies the adapter whose turn it is, and says whether that is another than before. `None` where it cannot be
     /// applied, which those concerned have been told.
     fn take_turns(&mut self) -> Option<bool> {
-        let members = self.sequences.iter().map(|s| Member { group: s.adapter, priority: s.priority });
-        let group = self.turns.next(self.began.elapsed().as_secs_f64(), &members.collect::<Vec<_>>());
+        self.members.clear();
+        let member = |sequence: &Sequence| Member { group: sequence.adapter, priority: sequence.priority };
+        self.members.extend(self.sequences.iter().map(member));
+        let group = self.turns.next(self.began.elapsed().as_secs_f64(), &self.members);
         if group == self.group {
             return Some(false);
         }

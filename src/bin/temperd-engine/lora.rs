@@ -72,7 +72,7 @@ impl Adapters {
     }
 
     fn entry(&self, number: u32) -> Option<&Entry> {
-        self.0.get(usize::try_from(number).ok()?.checked_sub(1)?)
+        self.0.get(index(number)?)
     }
 
     /// Lets the steps of a context from now on be those of a group.
@@ -85,10 +85,14 @@ impl Adapters {
             let any = self.0.iter_mut().find_map(|entry| entry.adapter.as_mut().ok());
             return any.map_or(Ok(()), |any| context.lora_adapter_remove(any).map_err(|error| error.to_string()));
         };
-        let at = usize::try_from(number).unwrap_or(usize::MAX).saturating_sub(1);
-        match self.0.get_mut(at).map(|entry| &mut entry.adapter) {
+        match index(number).and_then(|at| self.0.get_mut(at)).map(|entry| &mut entry.adapter) {
             Some(Ok(adapter)) => context.lora_adapter_set(adapter, scale).map_err(|error| error.to_string()),
             _ => Err(format!("adapter {number} is not there")),
         }
     }
+}
+
+/// Where the adapter of a number stands; they count from 1.
+fn index(number: u32) -> Option<usize> {
+    usize::try_from(number).ok()?.checked_sub(1)
 }

@@ -74,7 +74,7 @@ pub struct Engine {
     /// Whether tokens are drafted from what a sequence has read and written.
     pub lookup: bool,
     /// How long running answers may wait for a step in which prompts are read too, in milliseconds.
-    pub step_target_ms: u32,
+    pub step_target_ms: Option<u32>,
     /// LoRA adapters of the model.
     pub adapters: Vec<Adapter>,
     /// The engine's binary; `None`: looked for as [`crate::engine::locate`] says.

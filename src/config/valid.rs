@@ -129,7 +129,7 @@ fn engine(keys: EngineKeys, check: &mut Check<'_>) -> Engine {
         batch_invariant,
         share_prefix: share_prefix.or(SharePrefix::System),
         lookup: keys.lookup.map(|on| on).or(true),
-        step_target_ms: check.number(keys.step_target_ms, 1..=10_000).or(150),
+        step_target_ms: check.number(keys.step_target_ms, 1..=10_000).into(),
         adapters: Vec::new(),
         path: check.path(keys.path),
     }

@@ -244,7 +244,7 @@ fn load(config: &config::Engine) -> Load {
         batch_invariant: config.batch_invariant,
         lookup: config.lookup,
         lookup_always: false,
-        step_target_ms: config.step_target_ms,
+        step_target_ms: config.step_target_ms.unwrap_or(0),
         adapters: config.adapters.iter().map(adapter).collect(),
     }
 }

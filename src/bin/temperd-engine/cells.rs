@@ -3,7 +3,7 @@
 
 use llama_cpp_2::context::LlamaContext;
 
-use crate::load::Plan;
+use crate::{ledger::Ledger, load::Plan};
 
 /// The context with its cells.
 pub struct Cells<'a> {
@@ -16,6 +16,7 @@ pub struct Cells<'a> {
     graveyard: Option<(i32, usize)>,
     /// Tokens that layers with a sliding window see.
     window: Option<usize>,
+    ledger: Ledger,
 }
 
 impl<'a> Cells<'a> {
@@ -26,6 +27,7 @@ impl<'a> Cells<'a> {
             free: (0..plan.slots).rev().collect(),
             graveyard: plan.batch_invariant.then_some((plan.slots, 0)),
             window: plan.window,
+            ledger: Ledger::default(),
         }
     }
 
@@ -40,8 +42,19 @@ impl<'a> Cells<'a> {
         self.free.push(slot);
     }
 
+    /// Notes that a step has filled `count` more cells of `slot`.
+    pub fn filled(&mut self, slot: i32, count: usize) {
+        self.ledger.grow(slot, count);
+    }
+
+    /// Cells in use, but for those in the graveyard.
+    pub fn used(&self) -> usize {
+        self.ledger.used()
+    }
+
     /// Lets `to` hold the first `count` cells of `from` too. Nothing is copied: a cell has several owners.
     pub fn share(&mut self, from: i32, to: i32, count: usize) {
+        self.ledger.share(from, to, count);
         if let Err(error) = self.context.kv_cache_seq_cp(from, to, Some(0), Some(position(count))) {
             tracing::error!("cells of slot {from} could not be shared: {error}");
         }
@@ -59,6 +72,7 @@ impl<'a> Cells<'a> {
         if keep >= count {
             return;
         }
+        self.ledger.truncate(slot, keep);
         let from = Some(position(keep));
         if let Some((graveyard, buried)) = &mut self.graveyard {
             if let Err(error) = self.context.kv_cache_seq_cp(slot, *graveyard, from, None) {
@@ -101,6 +115,7 @@ impl<'a> Cells<'a> {
     /// Empties all cells. Sequence ids in use are still to be released.
     pub fn clear(&mut self) {
         self.context.clear_kv_cache();
+        self.ledger.clear();
         if let Some((_, buried)) = &mut self.graveyard {
             *buried = 0;
         }

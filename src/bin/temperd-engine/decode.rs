@@ -20,30 +20,21 @@ use temperd::wire::engine::{
 
 use crate::{
     adapters::{self, Group, Member, Turns},
-    batch::{self, Due, Part, Wish},
+    batch::{Due, Part, Wish},
     cells::Cells,
     constraint::Constraints,
-    curve::Curve,
+    curve::{Curve, Size},
     link::Link,
     load::Plan,
-    lookup,
     lora::Adapters,
     prefix, sampler,
     sequence::{Sequence, finished},
 };
 
-/// A step with prompt rows may last this many times a step without: where even the steps of running answers take longer
-/// than the target, prompts shall get on all the same.
-const BESIDE: f64 = 3.0;
-/// Longest step while nothing is being answered, in seconds: what comes in meanwhile waits for its end.
-const ALONE: f64 = 1.0;
-/// While nothing is being answered a step is as short as this share of the best speed allows.
-const SPEED: f64 = 0.97;
-/// From so many rows on, attention on a CPU goes tile by tile where K and V are of the same float type, which is faster in
-/// a filled cache than row by row (ggml-cpu/ops.cpp, `use_tiled`). The curve, measured in an empty one, does not show it.
-const TILE: usize = 64;
-/// Another's cells are waited for where they save at least this many more tokens than those there are.
-const WORTH_WAITING: usize = 16;
+mod compose;
+
+/// Rows of the step by which reading a kept token again is priced.
+const READ: usize = 32;
 
 /// A model at work.
 pub struct Decoder<'a> {
@@ -225,15 +216,15 @@ impl<'a> Decoder<'a> {
             return;
         }
         self.cells.context.synchronize();
-        let outputs = self.rows.iter().map(|(_, _, count)| count).sum();
-        let (rows, seconds) = (self.parts.iter().map(|part| part.count).sum(), began.elapsed().as_secs_f64());
+        let (size, seconds) = (self.size(), began.elapsed().as_secs_f64());
         if changed {
-            self.turns.changed(seconds - self.curve.seconds(rows, outputs));
+            self.turns.changed(seconds - self.curve.seconds(size));
         } else {
-            self.curve.observe(rows, outputs, seconds);
+            self.curve.observe(size, seconds);
         }
         for part in &self.parts {
             if let (Some(sequence), Some(wish)) = (self.sequences.get_mut(part.index), self.wishes.get(part.index)) {
+                self.cells.filled(sequence.slot, part.count);
                 // Whether drafted tokens count is known once they are verified.
                 sequence.decoded(if matches!(wish.due, Due::Token { .. }) { 1 } else { part.count });
             }
@@ -244,6 +235,35 @@ impl<'a> Decoder<'a> {
             }
         }
         self.release();
+        self.give_up_stale(size);
+    }
+
+    /// The size of the step that was composed.
+    fn size(&self) -> Size {
+        let rows: usize = self.parts.iter().map(|part| part.count).sum();
+        let of = |part: &Part| {
+            let own = self.sequences.get(part.index).map_or(0, Sequence::cells);
+            part.count as f64 * (own as f64 + part.count as f64 / 2.0)
+        };
+        let depth = if self.plan.looks_at_all {
+            self.cells.used() as f64
+        } else {
+            self.parts.iter().map(of).sum::<f64>() / rows.max(1) as f64
+        };
+        Size { rows, outputs: self.rows.iter().map(|(_, _, count)| count).sum(), depth }
+    }
+
+    /// Where every row looks at all cells, kept ones have a price in each step.
+    fn give_up_stale(&mut self, size: Size) {
+        if !self.plan.looks_at_all {
+            return;
+        }
+        self.kept.pay(self.curve.of_cell(size.rows));
+        let read = Size { rows: READ, outputs: 1, depth: self.cells.used() as f64 };
+        let price = self.curve.seconds(read) / READ as f64;
+        while self.kept.stale(price) {
+            self.evict();
+        }
     }
 
     /// Applies the adapter whose turn it is, and says whether that is another than before. `None` where it cannot be
@@ -263,104 +283,6 @@ impl<'a> Decoder<'a> {
         }
         self.group = group;
         Some(true)
-    }
-
-    /// Those that have not begun take over what others have read of their prompt. Where another is about to read more
-    /// of it, they wait: what several begin with is read once.
-    fn begin(&mut self) {
-        for index in 0..self.sequences.len() {
-            let Some(new) = self.sequences.get(index).filter(|sequence| !sequence.begun) else { continue };
-            let wanted = new.wanted();
-            let mut best = self.kept.best(&wanted, |slot, count| self.cells.reach(slot, count));
-            let mut promised = 0;
-            for (at, other) in self.sequences.iter().enumerate().filter(|(at, _)| self.plan.keeps_cells && *at != index)
-            {
-                let count = wanted.shared_with(&other.held());
-                if count > 0 && !self.cells.reach(other.slot, count) {
-                    continue;
-                }
-                if best.is_none_or(|(_, most)| count > most) && count > 0 {
-                    best = Some((other.slot, count));
-                }
-                // Only those in front, so that two never wait for each other.
-                if at < index && !other.answering() && other.priority >= new.priority {
-                    promised = promised.max(wanted.shared_with(&other.promised()));
-                }
-            }
-            if promised >= best.map_or(0, |(_, count)| count) + WORTH_WAITING {
-                continue;
-            }
-            let Some(new) = self.sequences.get_mut(index) else { continue };
-            new.begun = true;
-            if let Some((slot, count)) = best {
-                self.cells.share(slot, new.slot, count);
-                self.kept.used(slot);
-                new.take_over(count);
-            }
-        }
-    }
-
-    /// Drafts what may follow, where that pays. While prompts are being read it does not: their rows are sure.
-    fn draft(&mut self) {
-        if !self.plan.lookup {
-            return;
-        }
-        let group = self.group;
-        let here = |sequence: &Sequence| sequence.adapter == group;
-        let reading = self.sequences.iter().any(|sequence| here(sequence) && !sequence.answering());
-        let context = self.cells.context.n_ctx() as usize;
-        let drafts: Vec<Option<lookup::Draft>> = (self.sequences.iter_mut())
-            .map(|sequence| {
-                let most = (sequence.answer.left() - 1).min(context.saturating_sub(sequence.tokens().len()));
-                (!reading && here(sequence)).then(|| sequence.look_up(most)).flatten()
-            })
-            .collect();
-        let running = self.sequences.iter().filter(|sequence| here(sequence)).count();
-        let room = (self.cells.context.n_ubatch() as usize).saturating_sub(running);
-        let lengths = if self.plan.lookup_always {
-            lookup::all(&drafts, room)
-        } else {
-            lookup::lengths(&drafts, running, &self.curve, room)
-        };
-        for ((sequence, draft), length) in self.sequences.iter_mut().zip(drafts).zip(lengths) {
-            sequence.expect(draft, length);
-        }
-    }
-
-    fn compose(&mut self) {
-        self.wishes.clear();
-        let group = self.group;
-        self.wishes.extend(self.sequences.iter().map(|sequence| {
-            let wish = sequence.wish();
-            // The others pause: they have another adapter.
-            if sequence.adapter == group { wish } else { Wish { due: Due::Nothing, ..wish } }
-        }));
-        let rows_of = |wish: &Wish| if let Due::Token { drafted } = wish.due { 1 + drafted } else { 0 };
-        let answers: usize = self.wishes.iter().map(rows_of).sum();
-        let most = (self.cells.context.n_ubatch() as usize).saturating_sub(answers);
-        let room = if answers == 0 {
-            let tile = self.curve.rows_within(ALONE, 1, TILE.min(most));
-            self.curve.efficient_rows(ALONE, SPEED, most).max(tile)
-        } else {
-            let longest = self.plan.step_target_s.max(BESIDE * self.curve.seconds(answers, answers));
-            self.curve.rows_within(longest, answers, most + answers).saturating_sub(answers)
-        };
-        batch::plan(&self.wishes, room.clamp(1, most.max(1)), &mut self.parts);
-        self.batch.clear();
-        self.rows.clear();
-        for part in &self.parts {
-            let Some(sequence) = self.sequences.get(part.index) else { continue };
-            let mut outputs = 0;
-            for (token, position, logits) in sequence.next(part.count) {
-                let added = self.batch.add(token, position, &[sequence.slot], logits);
-                added.expect("the plan's room is the batch's size");
-                outputs += usize::from(logits);
-            }
-            if outputs > 0 {
-                let first = self.batch.n_tokens() - i32::try_from(outputs).unwrap_or_default();
-                self.rows.push((part.index, first, outputs));
-            }
-        }
     }
 
     /// Decodes what was composed. False where it could not, which those concerned have been told.

@@ -80,8 +80,13 @@ pub struct Plan {
     pub lookup_always: bool,
     /// Whether results must not depend on what else runs.
     pub batch_invariant: bool,
-    /// How long running answers may wait for a step in which prompts are read too, in seconds.
-    pub step_target_s: f64,
+    /// How long running answers may wait for a step in which prompts are read too, in seconds; where it is not said, it
+    /// follows from the machine.
+    pub step_target_s: Option<f64>,
+    /// Whether every row looks at all cells in use, not at those of its sequence alone: without flash attention.
+    pub looks_at_all: bool,
+    /// Whether flash attention has a kernel that goes tile by tile.
+    pub tiles: bool,
 }
 
 /// Ended sequences that are kept, by sequences that run.
@@ -108,7 +113,9 @@ pub fn plan(model: &LlamaModel, load: &Load) -> Result<Plan, String> {
         lookup: load.lookup && keeps_cells,
         lookup_always: load.lookup_always,
         batch_invariant: load.batch_invariant,
-        step_target_s: f64::from(load.step_target_ms) / 1e3,
+        step_target_s: (load.step_target_ms > 0).then(|| f64::from(load.step_target_ms) / 1e3),
+        looks_at_all: load.flash_attention == "off",
+        tiles: load.flash_attention != "off" && load.kv_type_k == "f16" && load.kv_type_v == "f16",
     })
 }
 
@@ -175,7 +182,8 @@ pub fn with_threads(
     Ok(load)
 }
 
-/// Creates the context, decodes once, so that the first request pays for no first touch of memory, and measures steps.
+/// Creates the context, decodes once, so that the first request pays for no first touch of memory, and measures steps
+/// where that has not been done.
 ///
 /// # Errors
 /// Why not.
@@ -185,6 +193,7 @@ pub fn context<'model>(
     model: &'model LlamaModel,
     load: &Load,
     plan: &Plan,
+    measured: Option<Curve>,
 ) -> Result<(LlamaContext<'model>, Curve), String> {
     let params = params(load, u32::try_from(plan.slots).unwrap_or(1) + u32::from(plan.batch_invariant))?;
     errors.clear();
@@ -196,7 +205,12 @@ pub fn context<'model>(
         let (batch, parallel) = (context.n_batch(), load.parallel);
         return Err(format!("n_batch {batch} is less than parallel {parallel}: each sequence needs a row of a step"));
     }
-    let curve = warm_up(model, &mut context).map_err(|error| format!("first decode: {}", errors.reason(&error)))?;
+    let warmed = warm_up(model, &mut context).and_then(|()| match measured {
+        Some(curve) => Ok(curve),
+        None => measure::measure(&mut context, model, plan.keeps_cells),
+    });
+    let curve = warmed.map_err(|error| format!("first decode: {}", errors.reason(&error)))?;
+    context.reset_timings();
     Ok((context, curve))
 }
 
@@ -241,14 +255,15 @@ fn kv_type(name: &str) -> Result<KvCacheType, String> {
     }
 }
 
-fn warm_up(model: &LlamaModel, context: &mut LlamaContext<'_>) -> Result<Curve, String> {
-    let token = measure::first_token(model);
+/// Decodes once.
+///
+/// # Errors
+/// A step that fails.
+pub fn warm_up(model: &LlamaModel, context: &mut LlamaContext<'_>) -> Result<(), String> {
     let mut batch = LlamaBatch::new(1, 1);
-    batch.add(token, 0, &[0], true).map_err(|error| error.to_string())?;
+    batch.add(measure::first_token(model), 0, &[0], true).map_err(|error| error.to_string())?;
     context.decode(&mut batch).map_err(|error| error.to_string())?;
     context.synchronize();
     context.clear_kv_cache();
-    let curve = measure::measure(context, token)?;
-    context.reset_timings();
-    Ok(curve)
+    Ok(())
 }

@@ -6,7 +6,7 @@ use std::collections::HashMap;
 
 use llama_cpp_2::token::LlamaToken;
 
-use crate::curve::Curve;
+use crate::curve::{Curve, Size};
 
 /// Tokens that must match; fewer match by chance too often.
 const GRAM: usize = 3;
@@ -123,11 +123,11 @@ fn gram(tokens: &[LlamaToken], end: usize) -> Option<[i32; GRAM]> {
 
 /// How many tokens of each draft are worth their rows beside `rows` rows that are decoded and sampled from anyway:
 /// the lengths that bring the most expected tokens per second, all 0 where none brings [`GAIN`] times as many as going
-/// without. `room` bounds their sum.
+/// without. `depth` is how many cells each row looks at; `room` bounds their sum.
 ///
 /// The n-th token of a draft arrives with probability acceptance^n, so rows are given away by that value; the best
 /// number of them is searched, since the curve may have steps.
-pub fn lengths(drafts: &[Option<Draft>], rows: usize, curve: &Curve, room: usize) -> Vec<usize> {
+pub fn lengths(drafts: &[Option<Draft>], rows: usize, curve: &Curve, depth: f64, room: usize) -> Vec<usize> {
     let mut order: Vec<(f64, usize)> = Vec::new();
     for (index, draft) in drafts.iter().enumerate() {
         let Some(draft) = draft else { continue };
@@ -139,7 +139,9 @@ pub fn lengths(drafts: &[Option<Draft>], rows: usize, curve: &Curve, room: usize
     }
     order.sort_by(|a, b| b.0.total_cmp(&a.0));
     order.truncate(room);
-    let rate = |expected: f64, extra: usize| expected / curve.seconds(rows + extra, rows + extra);
+    let rate = |expected: f64, extra: usize| {
+        expected / curve.seconds(Size { rows: rows + extra, outputs: rows + extra, depth })
+    };
     let mut expected = rows as f64;
     let mut best = (rate(expected, 0) * GAIN, 0);
     for (extra, (chance, _)) in order.iter().enumerate() {
@@ -206,20 +208,21 @@ mod tests {
 
     #[test]
     fn rows_that_cost_nothing_are_used_and_dear_ones_are_not() {
-        let flat = Curve::new(vec![(1, 1.0), (8, 1.01), (9, 9.0)], 0.0);
-        assert_eq!(lengths(&[draft(20, 0.9)], 1, &flat, 100), [7]);
-        let steep = Curve::new(vec![(1, 1.0), (2, 2.0)], 0.0);
-        assert_eq!(lengths(&[draft(20, 0.9)], 1, &steep, 100), [0]);
+        let flat = Curve::new(vec![(1, 1.0), (8, 1.01), (9, 9.0)], Vec::new(), 0.0);
+        assert_eq!(lengths(&[draft(20, 0.9)], 1, &flat, 0.0, 100), [7]);
+        let steep = Curve::new(vec![(1, 1.0), (2, 2.0)], Vec::new(), 0.0);
+        assert_eq!(lengths(&[draft(20, 0.9)], 1, &steep, 0.0, 100), [0]);
         assert_eq!(
             lengths(
                 &[draft(20, 0.9), None, draft(20, 0.5)],
                 3,
-                &Curve::new(vec![(1, 1.0), (8, 1.0), (9, 9.0)], 0.0),
+                &Curve::new(vec![(1, 1.0), (8, 1.0), (9, 9.0)], Vec::new(), 0.0),
+                0.0,
                 100
             ),
             [5, 0, 0]
         );
-        assert_eq!(lengths(&[draft(20, 0.9)], 1, &flat, 3), [3]);
+        assert_eq!(lengths(&[draft(20, 0.9)], 1, &flat, 0.0, 3), [3]);
     }
 
     proptest! {
@@ -240,7 +243,7 @@ mod tests {
             given in prop::collection::vec(prop::option::of((1usize..24, 0.01f64..1.0)), 1..8), room in 0usize..40,
         ) {
             let drafts: Vec<_> = given.iter().map(|given| given.and_then(|(n, p)| draft(n, p))).collect();
-            let found = lengths(&drafts, drafts.len(), &Curve::new(vec![(1, 1.0), (64, 1.5)], 0.0), room);
+            let found = lengths(&drafts, drafts.len(), &Curve::new(vec![(1, 1.0), (64, 1.5)], Vec::new(), 0.0), 0.0, room);
             prop_assert!(found.iter().sum::<usize>() <= room);
             for (length, draft) in found.iter().zip(&drafts) {
                 prop_assert!(*length <= draft.as_ref().map_or(0, |draft| draft.tokens.len()));

@@ -14,12 +14,14 @@
 
 mod able;
 mod adapters;
+mod attention;
 mod batch;
 mod cells;
 mod constraint;
 mod curve;
 mod decode;
 mod embed;
+mod ledger;
 mod link;
 mod load;
 mod log;

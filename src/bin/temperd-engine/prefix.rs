@@ -48,6 +48,10 @@ pub struct Kept {
     pub scope: u64,
     /// As in [`Owned`].
     pub adapter: u64,
+    /// [`Cache`]'s rent when it was last of use.
+    pub since: f64,
+    /// Whether another sequence has taken over some of it.
+    pub used: bool,
 }
 
 impl Kept {
@@ -69,55 +73,99 @@ impl Kept {
     }
 }
 
+/// Share of the record of uses that is left after one more, and what it begins with: uses, and ends with or without.
+const KEEP: f64 = 0.9;
+const PRIOR: (f64, f64) = (2.0, 4.0);
+/// However seldom cells were of use, some are kept, so that it is noticed when that changes.
+const LEAST: f64 = 0.05;
+
 /// Ended sequences, the one used longest ago first.
-#[derive(Debug, Default)]
-pub struct Cache(Vec<Kept>);
+#[derive(Debug)]
+pub struct Cache {
+    kept: Vec<Kept>,
+    /// Seconds that a cell kept from the beginning would have added to steps.
+    rent: f64,
+    /// How often kept sequences were of use, of how many.
+    record: (f64, f64),
+}
+
+impl Default for Cache {
+    fn default() -> Self {
+        Self { kept: Vec::new(), rent: 0.0, record: PRIOR }
+    }
+}
 
 impl Cache {
     /// Takes an ended sequence in. Returns those that are of no use any more: what this one covers, or itself.
-    pub fn insert(&mut self, kept: Kept) -> Vec<Kept> {
-        if kept.tokens.is_empty() || self.0.iter().any(|other| kept.covered_by(other)) {
+    pub fn insert(&mut self, mut kept: Kept) -> Vec<Kept> {
+        if kept.tokens.is_empty() || self.kept.iter().any(|other| kept.covered_by(other)) {
             return vec![kept];
         }
-        let (covered, rest) = std::mem::take(&mut self.0).into_iter().partition(|other| other.covered_by(&kept));
-        self.0 = rest;
-        self.0.push(kept);
+        let (covered, rest) = std::mem::take(&mut self.kept).into_iter().partition(|other| other.covered_by(&kept));
+        self.kept = rest;
+        kept.since = self.rent;
+        self.kept.push(kept);
         covered
     }
 
     /// The slot that gives `new` the most tokens, and how many; the newest of equals. `can` says whether a slot's cells
     /// are enough for so many.
     pub fn best(&self, new: &Owned<'_>, can: impl Fn(i32, usize) -> bool) -> Option<(i32, usize)> {
-        let counted = self.0.iter().map(|kept| (kept.slot, new.shared_with(&kept.owned())));
+        let counted = self.kept.iter().map(|kept| (kept.slot, new.shared_with(&kept.owned())));
         counted.filter(|&(slot, count)| count > 0 && can(slot, count)).max_by_key(|found| found.1)
     }
 
     /// Notes that this slot's cells were of use.
     pub fn used(&mut self, slot: i32) {
-        if let Some(at) = self.0.iter().position(|kept| kept.slot == slot) {
-            let kept = self.0.remove(at);
-            self.0.push(kept);
+        if let Some(at) = self.kept.iter().position(|kept| kept.slot == slot) {
+            let mut kept = self.kept.remove(at);
+            (kept.since, kept.used) = (self.rent, true);
+            self.kept.push(kept);
+            self.learn(true);
         }
     }
 
     /// Gives up the sequence that was used longest ago.
     pub fn evict(&mut self) -> Option<Kept> {
-        (!self.0.is_empty()).then(|| self.0.remove(0))
+        let oldest = (!self.kept.is_empty()).then(|| self.kept.remove(0))?;
+        if !oldest.used {
+            self.learn(false);
+        }
+        Some(oldest)
+    }
+
+    /// Notes that each kept cell has added `seconds` to a step.
+    pub fn pay(&mut self, seconds: f64) {
+        self.rent += seconds;
+    }
+
+    /// Whether the sequence used longest ago has cost as much since as it may still save: what reading one of its
+    /// tokens again takes (`price`, in seconds), as likely as kept sequences have been of use so far.
+    ///
+    /// Rent paid until it equals the price is the rule that costs at most twice what foresight would (ski rental; Karlin
+    /// et al., "Competitive snoopy caching", 1988).
+    pub fn stale(&self, price: f64) -> bool {
+        let likely = (self.record.0 / self.record.1).max(LEAST);
+        self.kept.first().is_some_and(|oldest| self.rent - oldest.since > price * likely)
+    }
+
+    fn learn(&mut self, used: bool) {
+        self.record = (self.record.0 * KEEP + f64::from(u8::from(used)), self.record.1 * KEEP + 1.0);
     }
 
     /// How many sequences are kept.
     pub fn len(&self) -> usize {
-        self.0.len()
+        self.kept.len()
     }
 
     /// Forgets all of them.
     pub fn clear(&mut self) -> Vec<Kept> {
-        std::mem::take(&mut self.0)
+        std::mem::take(&mut self.kept)
     }
 
     /// Tokens of all of them, cells that several hold counted for each.
     pub fn tokens(&self) -> usize {
-        self.0.iter().map(|kept| kept.tokens.len()).sum()
+        self.kept.iter().map(|kept| kept.tokens.len()).sum()
     }
 }
 
@@ -130,7 +178,7 @@ mod tests {
     }
 
     fn kept(slot: i32, ids: &[i32], public: usize, scope: u64) -> Kept {
-        Kept { slot, tokens: tokens(ids), public, scope, adapter: 0 }
+        Kept { slot, tokens: tokens(ids), public, scope, adapter: 0, since: 0.0, used: false }
     }
 
     #[test]
@@ -180,5 +228,46 @@ mod tests {
         cache.used(0);
         let order: Vec<_> = std::iter::from_fn(|| cache.evict()).collect();
         assert_eq!(slots(&order), [1, 0]);
+    }
+
+    #[test]
+    fn kept_cells_go_when_they_have_cost_what_reading_them_again_would() {
+        let mut cache = Cache::default();
+        cache.insert(kept(0, &[1, 2], 0, 7));
+        cache.pay(0.4);
+        assert!(!cache.stale(1.0), "half of the price, and every second one is of use");
+        cache.insert(kept(1, &[5, 6], 0, 7));
+        cache.pay(0.2);
+        assert!(cache.stale(1.0));
+        assert_eq!(cache.evict().map(|kept| kept.slot), Some(0));
+        assert!(!cache.stale(1.0));
+        // Of use again: it begins anew, and the record is better.
+        cache.used(1);
+        cache.pay(0.5);
+        assert!(!cache.stale(1.0));
+        assert!(!Cache::default().stale(0.0));
+    }
+
+    #[test]
+    fn where_nothing_comes_again_little_is_kept_and_where_all_does_much() {
+        let lasts = |used: bool| {
+            let mut cache = Cache::default();
+            for slot in 0..50 {
+                cache.insert(kept(slot, &[slot, slot], 0, 7));
+                if used {
+                    cache.used(slot);
+                }
+                cache.evict();
+            }
+            cache.insert(kept(99, &[9], 0, 7));
+            (0..)
+                .take_while(|_| {
+                    cache.pay(0.01);
+                    !cache.stale(1.0)
+                })
+                .count()
+        };
+        let (never, always) = (lasts(false), lasts(true));
+        assert!(never < 10 && always > 90, "{never} and {always} of 100");
     }
 }

@@ -199,7 +199,15 @@ impl Sequence {
     /// What stays when it has ended.
     pub fn into_kept(mut self) -> Kept {
         self.tokens.truncate(self.cells);
-        Kept { slot: self.slot, public: self.public, scope: self.scope, adapter: self.adapter, tokens: self.tokens }
+        Kept {
+            slot: self.slot,
+            public: self.public,
+            scope: self.scope,
+            adapter: self.adapter,
+            tokens: self.tokens,
+            since: 0.0,
+            used: false,
+        }
     }
 }
 

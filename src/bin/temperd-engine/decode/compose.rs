@@ -1,0 +1,150 @@
+//! What goes into the next step: cells taken over, drafts, and prompt rows beside the rows of running answers.
+
+use super::Decoder;
+use crate::{
+    batch::{self, Due, Wish},
+    curve::Size,
+    lookup,
+    sequence::Sequence,
+};
+
+/// Longest step that may follow from the machine's curve, in seconds: what comes in meanwhile waits for its end.
+const LONGEST: f64 = 1.0;
+/// While nothing is being answered a step is as short as this share of the best speed allows.
+const ALONE: f64 = 0.97;
+/// Running answers cost prompts no more than this share leaves of that speed, in an empty cache. A step that lasts so long
+/// reads a long prompt almost as fast as if nobody else were there, and is the gap that the others see.
+const BESIDE: f64 = 0.92;
+/// Where it is said how long a step may last, it is still this many times a step without prompts: they shall get on.
+const AT_LEAST: f64 = 2.0;
+/// From so many rows on, flash attention on a CPU goes tile by tile where K and V are of the same float type, which is
+/// faster in a filled cache than row by row (ggml-cpu/ops.cpp, `use_tiled`).
+const TILE: usize = 64;
+/// Another's cells are waited for where they save at least this many more tokens than those there are.
+const WORTH_WAITING: usize = 16;
+
+impl Decoder<'_> {
+    /// Those that have not begun take over what others have read of their prompt. Where another is about to read more
+    /// of it, they wait: what several begin with is read once.
+    pub(super) fn begin(&mut self) {
+        for index in 0..self.sequences.len() {
+            let Some(new) = self.sequences.get(index).filter(|sequence| !sequence.begun) else { continue };
+            let wanted = new.wanted();
+            let mut best = self.kept.best(&wanted, |slot, count| self.cells.reach(slot, count));
+            let mut promised = 0;
+            for (at, other) in self.sequences.iter().enumerate().filter(|(at, _)| self.plan.keeps_cells && *at != index)
+            {
+                let count = wanted.shared_with(&other.held());
+                if count > 0 && !self.cells.reach(other.slot, count) {
+                    continue;
+                }
+                if best.is_none_or(|(_, most)| count > most) && count > 0 {
+                    best = Some((other.slot, count));
+                }
+                // Only those in front, so that two never wait for each other.
+                if at < index && !other.answering() && other.priority >= new.priority {
+                    promised = promised.max(wanted.shared_with(&other.promised()));
+                }
+            }
+            if promised >= best.map_or(0, |(_, count)| count) + WORTH_WAITING {
+                continue;
+            }
+            let Some(new) = self.sequences.get_mut(index) else { continue };
+            new.begun = true;
+            if let Some((slot, count)) = best {
+                self.cells.share(slot, new.slot, count);
+                self.kept.used(slot);
+                new.take_over(count);
+            }
+        }
+    }
+
+    /// Drafts what may follow, where that pays. While prompts are being read it does not: their rows are sure.
+    pub(super) fn draft(&mut self) {
+        if !self.plan.lookup {
+            return;
+        }
+        let group = self.group;
+        let here = |sequence: &Sequence| sequence.adapter == group;
+        let reading = self.sequences.iter().any(|sequence| here(sequence) && !sequence.answering());
+        let context = self.cells.context.n_ctx() as usize;
+        let drafts: Vec<Option<lookup::Draft>> = (self.sequences.iter_mut())
+            .map(|sequence| {
+                let most = (sequence.answer.left() - 1).min(context.saturating_sub(sequence.tokens().len()));
+                (!reading && here(sequence)).then(|| sequence.look_up(most)).flatten()
+            })
+            .collect();
+        let running = self.sequences.iter().filter(|sequence| here(sequence)).count();
+        let room = (self.cells.context.n_ubatch() as usize).saturating_sub(running);
+        let lengths = if self.plan.lookup_always {
+            lookup::all(&drafts, room)
+        } else {
+            let depth = self.depth(|sequence| sequence.answering());
+            lookup::lengths(&drafts, running, &self.curve, depth, room)
+        };
+        for ((sequence, draft), length) in self.sequences.iter_mut().zip(drafts).zip(lengths) {
+            sequence.expect(draft, length);
+        }
+    }
+
+    /// Gives out the rows, and fills the batch with them.
+    pub(super) fn compose(&mut self) {
+        self.wishes.clear();
+        let group = self.group;
+        self.wishes.extend(self.sequences.iter().map(|sequence| {
+            let wish = sequence.wish();
+            // The others pause: they have another adapter.
+            if sequence.adapter == group { wish } else { Wish { due: Due::Nothing, ..wish } }
+        }));
+        let room = self.room();
+        batch::plan(&self.wishes, room, &mut self.parts);
+        self.batch.clear();
+        self.rows.clear();
+        for part in &self.parts {
+            let Some(sequence) = self.sequences.get(part.index) else { continue };
+            let mut outputs = 0;
+            for (token, position, logits) in sequence.next(part.count) {
+                let added = self.batch.add(token, position, &[sequence.slot], logits);
+                added.expect("the plan's room is the batch's size");
+                outputs += usize::from(logits);
+            }
+            if outputs > 0 {
+                let first = self.batch.n_tokens() - i32::try_from(outputs).unwrap_or_default();
+                self.rows.push((part.index, first, outputs));
+            }
+        }
+    }
+
+    /// Prompt rows of the next step, at least one.
+    fn room(&self) -> usize {
+        let rows_of = |wish: &Wish| if let Due::Token { drafted } = wish.due { 1 + drafted } else { 0 };
+        let answers: usize = self.wishes.iter().map(rows_of).sum();
+        let all = self.cells.context.n_ubatch() as usize;
+        let most = all.saturating_sub(answers).max(1);
+        if !self.wishes.iter().any(|wish| matches!(wish.due, Due::Prompt(_))) {
+            return most;
+        }
+        let (curve, depth) = (&self.curve, self.depth(|sequence| sequence.begun && !sequence.answering()));
+        let room = if answers == 0 {
+            let tile = if self.plan.tiles { curve.rows_within(LONGEST, 1, depth, TILE.min(most)) } else { 0 };
+            curve.efficient_rows(0, ALONE, LONGEST, depth, most).max(tile)
+        } else {
+            let seconds = |rows, depth| curve.seconds(Size { rows, outputs: answers, depth });
+            let longest = match self.plan.step_target_s {
+                Some(target) => target.max(AT_LEAST * seconds(answers, depth)),
+                None => seconds(answers + curve.efficient_rows(answers, BESIDE, LONGEST, 0.0, all), 0.0),
+            };
+            curve.rows_within(longest, answers, depth, all).saturating_sub(answers)
+        };
+        room.clamp(1, most)
+    }
+
+    /// How many cells a row looks at: the most of any of those sequences, or all.
+    fn depth(&self, of: impl Fn(&Sequence) -> bool) -> f64 {
+        if self.plan.looks_at_all {
+            return self.cells.used() as f64;
+        }
+        let depths = self.sequences.iter().filter(|sequence| of(sequence)).map(Sequence::cells);
+        depths.max().unwrap_or(0) as f64
+    }
+}

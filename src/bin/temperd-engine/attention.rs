@@ -25,8 +25,8 @@ const TURNS: usize = 3;
 const LARGE: f64 = 0.1;
 /// Bytes that products of queries and keys may take in a context without flash attention, and the fewest rows of a step
 /// with which that is still fast.
-const PRODUCTS: usize = 64 << 20;
-const ROWS: u32 = 64;
+const PRODUCTS: usize = 32 << 20;
+const ROWS: u32 = 32;
 
 /// The load with its kind of attention, and the cost of steps where it was measured.
 ///
@@ -91,8 +91,8 @@ mod tests {
 
     #[test]
     fn products_of_large_models_and_contexts_do_not_fit() {
-        assert_eq!(rows(9, 16384), 112);
-        assert_eq!(rows(32, 8192), 64);
+        assert_eq!(rows(9, 16384), 48);
+        assert_eq!(rows(32, 8192), 32);
         assert!(rows(32, 16384) < ROWS);
     }
 }

@@ -36,10 +36,10 @@ struct Options {
     #[arg(long, default_value = ".")]
     peers: PathBuf,
     /// The small model.
-    #[arg(long, default_value = "")]
+    #[arg(long, default_value = ".")]
     small: PathBuf,
     /// The file of Mistral's shape.
-    #[arg(long, default_value = "")]
+    #[arg(long, default_value = ".")]
     shape: PathBuf,
     /// Only these rows: single, eight, long, rate, rewrite, turns, memory, shape.
     rows: Vec<String>,

@@ -292,7 +292,6 @@ impl Owner {
                 settings.threads_batch = ready.threads_batch;
                 settings.n_batch = ready.n_batch;
                 settings.n_ubatch = ready.n_ubatch;
-                settings.flash_attention.clone_from(&ready.flash_attention);
             }
         });
         self.publish_model("ready", None);
@@ -336,6 +335,7 @@ impl Owner {
                 }
             }
             let Some(finished) = finished else { continue };
+            self.parts.metrics.drafted(finished.drafted.into(), finished.accepted.into());
             let end = match finished.reason.as_str() {
                 reason @ ("stop" | "length") => End::Completed { finish_reason: reason.into() },
                 reason => {

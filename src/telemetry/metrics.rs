@@ -47,6 +47,8 @@ pub struct Metrics {
     refused: Family<RefusalLabels, Counter>,
     prompt_tokens: Counter,
     completion_tokens: Counter,
+    drafted_tokens: Counter,
+    accepted_tokens: Counter,
     ttft: Histogram,
     tpot: Histogram,
     duration: Histogram,
@@ -87,6 +89,8 @@ impl Metrics {
             refused: Family::default(),
             prompt_tokens: Counter::default(),
             completion_tokens: Counter::default(),
+            drafted_tokens: Counter::default(),
+            accepted_tokens: Counter::default(),
             ttft: Histogram::new(TTFT_BUCKETS),
             tpot: Histogram::new(TPOT_BUCKETS),
             duration: Histogram::new(DURATION_BUCKETS),
@@ -107,6 +111,8 @@ impl Metrics {
         r.register("temperd_refused", "Requests that were not accepted", self.refused.clone());
         r.register("temperd_prompt_tokens", "Prompt tokens read", self.prompt_tokens.clone());
         r.register("temperd_completion_tokens", "Answer tokens written", self.completion_tokens.clone());
+        r.register("temperd_drafted_tokens", "Tokens drafted by prompt lookup", self.drafted_tokens.clone());
+        r.register("temperd_accepted_tokens", "Drafted tokens that were right", self.accepted_tokens.clone());
         let seconds = || Unit::Seconds;
         r.register_with_unit(
             "gen_ai_server_time_to_first_token",
@@ -143,6 +149,12 @@ impl Metrics {
     /// A prompt went to the engine.
     pub fn prompt_read(&self, tokens: u64) {
         self.prompt_tokens.inc_by(tokens);
+    }
+
+    /// An answer has ended, for which so many tokens were drafted, and so many of them were right.
+    pub fn drafted(&self, drafted: u64, accepted: u64) {
+        self.drafted_tokens.inc_by(drafted);
+        self.accepted_tokens.inc_by(accepted);
     }
 
     /// Tokens of an answer arrived.

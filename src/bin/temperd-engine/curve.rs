@@ -3,13 +3,22 @@
 //! times as much; attention may be most of a step or next to nothing), so they are measured at load and kept up to date
 //! by every step. Pure; `measure.rs` does the measuring.
 
-/// Weight of a new reading: the last ten steps of a size count most.
+/// Weight of a new reading: the last ten steps of a size count most. Where it is off by more than [`WRONG`], the curve is
+/// more likely wrong than the reading: sizes that were measured in a bad moment would be chosen again and again.
 const FRESH: f64 = 0.1;
+const FRESH_WHERE_WRONG: f64 = 0.4;
+const WRONG: f64 = 0.4;
+/// A stall of the machine says little about the model: logarithms of seconds over expected ones count up to here.
+const STALL: f64 = std::f64::consts::LN_2;
 /// Weight of a new reading for how fast the machine is at present, whatever the size: clocks and neighbours change that
 /// within seconds.
-const PRESENT: f64 = 0.2;
+const PRESENT: f64 = 0.1;
 /// As slow or fast a machine may be thought to have become.
 const SLOWNESS: (f64, f64) = (0.05, 20.0);
+
+/// From so many rows on, flash attention on a CPU goes tile by tile where K and V are of the same float type, several
+/// times faster a cell than row by row (ggml-cpu/ops.cpp, `use_tiled`).
+pub const TILE: usize = 64;
 
 /// The size of a step.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -28,6 +37,8 @@ pub struct Curve {
     rows: Line,
     /// Seconds of a step for each cell of depth.
     cells: Line,
+    /// Seconds of each row of a step of [`TILE`] or more for each cell of depth, once it was seen.
+    tiled: Option<f64>,
     per_output: f64,
     /// What all that is multiplied by at present.
     slowness: f64,
@@ -40,27 +51,39 @@ impl Curve {
     /// More rows never cost less, which noise may suggest: such points are lifted.
     pub fn new(rows: Vec<(usize, f64)>, cells: Vec<(usize, f64)>, per_output: f64) -> Self {
         let per_output = if per_output.is_finite() { per_output.max(0.0) } else { 0.0 };
-        Self { rows: Line::new(rows, 1e-3), cells: Line::new(cells, 0.0), per_output, slowness: 1.0 }
+        Self { rows: Line::new(rows, 1e-3), cells: Line::new(cells, 0.0), tiled: None, per_output, slowness: 1.0 }
     }
 
     /// Seconds of a step. Between the points it is a straight line, beyond the last one it goes on at the last point's
     /// cost of a row.
     pub fn seconds(&self, size: Size) -> f64 {
         let outputs = self.per_output * size.outputs as f64;
-        self.slowness * (self.rows.at(size.rows) + self.cells.at(size.rows) * size.depth + outputs)
+        self.slowness * (self.rows.at(size.rows) + self.cells_at(size.rows) * size.depth + outputs)
+    }
+
+    fn cells_at(&self, rows: usize) -> f64 {
+        self.tiled.filter(|_| rows >= TILE).map_or_else(|| self.cells.at(rows), |tiled| tiled * rows as f64)
+    }
+
+    /// Whether it was seen what cells cost in steps of [`TILE`] rows and more.
+    pub fn knows_tiles(&self) -> bool {
+        self.tiled.is_some()
     }
 
     /// Seconds that one more cell in the way of every row adds to a step of `rows` rows.
     pub fn of_cell(&self, rows: usize) -> f64 {
-        self.slowness * self.cells.at(rows)
+        self.slowness * self.cells_at(rows)
     }
 
     /// The most rows, up to `most`, of a step that takes at most `seconds` beside `outputs`; 0 where not even one does.
     pub fn rows_within(&self, seconds: f64, outputs: usize, depth: f64, most: usize) -> usize {
-        let (mut fits, mut exceeds) = (0, most + 1);
+        let takes = |rows| self.seconds(Size { rows, outputs, depth });
+        // A tile may cost less than fewer rows do; below and above, more rows never cost less.
+        let (mut fits, mut exceeds) =
+            if most >= TILE && takes(TILE) <= seconds { (TILE, most + 1) } else { (0, most.min(TILE - 1) + 1) };
         while exceeds - fits > 1 {
-            let rows = fits + (exceeds - fits) / 2;
-            if self.seconds(Size { rows, outputs, depth }) <= seconds { fits = rows } else { exceeds = rows }
+            let middle = fits + (exceeds - fits) / 2;
+            if takes(middle) <= seconds { fits = middle } else { exceeds = middle }
         }
         fits
     }
@@ -77,21 +100,27 @@ impl Curve {
         (1..=most).find(|rows| rate(*rows, answers) >= best * share).unwrap_or(most)
     }
 
-    /// Takes in what a step of this size took. All moves a little; of what is still off, the points around it, each by
-    /// its nearness, and rows and cells by what they were thought to take of it.
+    /// Takes in what a step of this size took. All moves a little, and the points around it by what is still off, each by
+    /// its nearness; rows and cells by the same factor, since one step does not tell them apart.
     pub fn observe(&mut self, size: Size, seconds: f64) {
         let expected = self.seconds(size);
         if size.rows == 0 || !seconds.is_finite() || seconds <= 0.0 || expected <= 0.0 {
             return;
         }
-        // A stall of the machine says little about the model.
-        let error = (seconds / expected - 1.0).clamp(-1.0, 2.0);
-        self.slowness = (self.slowness * (1.0 + error * PRESENT)).clamp(SLOWNESS.0, SLOWNESS.1);
-        let (of_rows, of_cells) = (self.rows.at(size.rows), self.cells.at(size.rows) * size.depth);
-        let rest = error * (1.0 - PRESENT);
-        self.rows.learn(size.rows, of_rows * rest);
-        if of_cells > 0.0 {
-            self.cells.learn(size.rows, of_cells / size.depth * rest);
+        let error = (seconds / expected).ln().clamp(-STALL, STALL);
+        self.slowness = (self.slowness * (error * PRESENT).exp()).clamp(SLOWNESS.0, SLOWNESS.1);
+        let fresh = if error.abs() > WRONG { FRESH_WHERE_WRONG } else { FRESH };
+        // What tiles cost is not known before the first: it says nothing of rows.
+        if size.rows < TILE || self.tiled.is_some() || size.depth < 1.0 {
+            self.rows.learn(size.rows, error * (1.0 - PRESENT), fresh);
+        }
+        if size.rows >= TILE && size.depth > 0.0 {
+            let rest = seconds / self.slowness - self.rows.at(size.rows) - self.per_output * size.outputs as f64;
+            let seen = rest.max(0.0) / size.depth / size.rows as f64;
+            let most = self.cells.at(TILE) / TILE as f64;
+            self.tiled = Some(self.tiled.map_or(seen, |tiled| tiled + (seen - tiled) * fresh).min(most));
+        } else if size.depth > 0.0 {
+            self.cells.learn(size.rows, error * (1.0 - PRESENT), fresh);
         }
     }
 }
@@ -127,19 +156,19 @@ impl Line {
         }
     }
 
-    /// Moves toward what was off by `error` at so many rows.
-    fn learn(&mut self, rows: usize, error: f64) {
+    /// Moves by `fresh` of what was off at so many rows, as a logarithm.
+    fn learn(&mut self, rows: usize, error: f64, fresh: f64) {
         // A size far beyond what is known becomes a point of its own.
         if self.0.last().is_some_and(|last| rows >= last.0 * 2) {
-            let value = (self.at(rows) + error).max(0.0);
+            let value = self.at(rows) * error.exp();
             self.0.push((rows, value));
         } else {
             let above = self.0.partition_point(|point| point.0 < rows);
             let (low, high) = (above.saturating_sub(1), above.min(self.0.len() - 1));
             let span = (self.0[high].0 - self.0[low].0) as f64;
             let toward_high = if span > 0.0 { (rows - self.0[low].0) as f64 / span } else { 1.0 };
-            self.0[low].1 += error * FRESH * (1.0 - toward_high);
-            self.0[high].1 += error * FRESH * toward_high;
+            self.0[low].1 *= (error * fresh * (1.0 - toward_high)).exp();
+            self.0[high].1 *= (error * fresh * toward_high).exp();
         }
         self.lift();
     }
@@ -202,10 +231,10 @@ mod tests {
         let truth = |rows: usize| 0.01 * rows as f64;
         let mut curve = Curve::new(vec![(1, truth(1)), (8, truth(8)), (64, truth(64))], Vec::new(), 0.0);
         for _ in 0..8 {
-            curve.observe(size(8, 0, 0.0), 2.0 * truth(8));
+            curve.observe(size(8, 0, 0.0), 1.4 * truth(8));
         }
         let found = curve.seconds(size(64, 0, 0.0)) / truth(64);
-        assert!((1.5..2.0).contains(&found), "{found}");
+        assert!((1.1..1.4).contains(&found), "{found}");
     }
 
     #[test]
@@ -222,6 +251,30 @@ mod tests {
         }
     }
 
+    #[test]
+    fn a_tile_seen_once_is_worth_more_than_fewer_rows() {
+        let mut curve = Curve::new(vec![(1, 0.01), (64, 0.64)], vec![(1, 2e-5), (64, 1.28e-3)], 0.0);
+        assert_eq!(curve.rows_within(1.0, 0, 2000.0, 512), 20);
+        curve.observe(size(64, 0, 2000.0), 0.9);
+        assert!(curve.knows_tiles());
+        let rows = curve.rows_within(1.0, 0, 2000.0, 512);
+        assert!((64..80).contains(&rows), "{rows}");
+        assert!(curve.rows_within(0.5, 0, 2000.0, 512) < 20);
+        assert!((60..72).contains(&curve.efficient_rows(4, 0.92, 1.0, 2000.0, 512)));
+    }
+
+    #[test]
+    fn what_was_measured_in_a_bad_moment_is_corrected_within_a_few_steps() {
+        let truth = |rows: usize| 0.01 * rows as f64;
+        // One row took as long as sixteen.
+        let mut curve = Curve::new(vec![(1, truth(16)), (16, truth(16))], Vec::new(), 0.0);
+        for _ in 0..12 {
+            curve.observe(size(1, 0, 0.0), truth(1));
+        }
+        let share = curve.seconds(size(16, 0, 0.0)) / curve.seconds(size(1, 0, 0.0));
+        assert!(share > 5.0, "{share}");
+    }
+
     proptest! {
         #[test]
         fn more_rows_never_cost_less(
@@ -235,7 +288,10 @@ mod tests {
                 curve.observe(size(rows, 1, depth), seconds);
             }
             let (less, more) = (a.min(b), a.max(b));
-            prop_assert!(curve.seconds(size(less, 1, depth)) <= curve.seconds(size(more, 1, depth)) + 1e-12);
+            if (less < TILE) == (more < TILE) {
+                let takes = |rows| curve.seconds(size(rows, 1, depth));
+                prop_assert!(takes(less) <= takes(more) + 1e-12);
+            }
             let fits = curve.rows_within(budget, 1, depth, 600);
             prop_assert!(fits == 0 || curve.seconds(size(fits, 1, depth)) <= budget);
             prop_assert!(fits == 600 || curve.seconds(size(fits + 1, 1, depth)) > budget);

@@ -182,8 +182,7 @@ pub fn with_threads(
     Ok(load)
 }
 
-/// Creates the context, decodes once, so that the first request pays for no first touch of memory, and measures steps
-/// where that has not been done.
+/// Creates the context, decodes once, so that the first request pays for no first touch of memory, and measures steps.
 ///
 /// # Errors
 /// Why not.
@@ -193,7 +192,6 @@ pub fn context<'model>(
     model: &'model LlamaModel,
     load: &Load,
     plan: &Plan,
-    measured: Option<Curve>,
 ) -> Result<(LlamaContext<'model>, Curve), String> {
     let params = params(load, u32::try_from(plan.slots).unwrap_or(1) + u32::from(plan.batch_invariant))?;
     errors.clear();
@@ -205,10 +203,8 @@ pub fn context<'model>(
         let (batch, parallel) = (context.n_batch(), load.parallel);
         return Err(format!("n_batch {batch} is less than parallel {parallel}: each sequence needs a row of a step"));
     }
-    let warmed = warm_up(model, &mut context).and_then(|()| match measured {
-        Some(curve) => Ok(curve),
-        None => measure::measure(&mut context, model, plan.keeps_cells),
-    });
+    let warmed = warm_up(model, &mut context)
+        .and_then(|()| measure::measure(&mut context, measure::first_token(model), plan.keeps_cells));
     let curve = warmed.map_err(|error| format!("first decode: {}", errors.reason(&error)))?;
     context.reset_timings();
     Ok((context, curve))
@@ -255,11 +251,7 @@ fn kv_type(name: &str) -> Result<KvCacheType, String> {
     }
 }
 
-/// Decodes once.
-///
-/// # Errors
-/// A step that fails.
-pub fn warm_up(model: &LlamaModel, context: &mut LlamaContext<'_>) -> Result<(), String> {
+fn warm_up(model: &LlamaModel, context: &mut LlamaContext<'_>) -> Result<(), String> {
     let mut batch = LlamaBatch::new(1, 1);
     batch.add(measure::first_token(model), 0, &[0], true).map_err(|error| error.to_string())?;
     context.decode(&mut batch).map_err(|error| error.to_string())?;

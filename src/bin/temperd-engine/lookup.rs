@@ -15,7 +15,7 @@ const LONG: usize = 8;
 /// Longest draft of one sequence.
 pub const MOST: usize = 24;
 /// A draft must promise this much more than going without: the costs are estimates.
-const GAIN: f64 = 1.05;
+const GAIN: f64 = 1.1;
 /// Share of the old record that is left after one more draft.
 const KEEP: f64 = 0.9;
 /// Each token without a draft brings a bad record this much nearer to where it began, so that it is tried again.

@@ -3,7 +3,7 @@
 use super::Decoder;
 use crate::{
     batch::{self, Due, Wish},
-    curve::Size,
+    curve::{Size, TILE},
     lookup,
     sequence::Sequence,
 };
@@ -12,14 +12,13 @@ use crate::{
 const LONGEST: f64 = 1.0;
 /// While nothing is being answered a step is as short as this share of the best speed allows.
 const ALONE: f64 = 0.97;
-/// Running answers cost prompts no more than this share leaves of that speed, in an empty cache. A step that lasts so long
-/// reads a long prompt almost as fast as if nobody else were there, and is the gap that the others see.
+/// Running answers cost prompts no more than this share leaves of that speed: a step that lasts so long reads a long prompt
+/// almost as fast as if nobody else were there, and is the gap that the others see.
 const BESIDE: f64 = 0.92;
+/// Cells from which on it is worth a step to see what tiles cost.
+const DEEP: f64 = 256.0;
 /// Where it is said how long a step may last, it is still this many times a step without prompts: they shall get on.
 const AT_LEAST: f64 = 2.0;
-/// From so many rows on, flash attention on a CPU goes tile by tile where K and V are of the same float type, which is
-/// faster in a filled cache than row by row (ggml-cpu/ops.cpp, `use_tiled`).
-const TILE: usize = 64;
 /// Another's cells are waited for where they save at least this many more tokens than those there are.
 const WORTH_WAITING: usize = 16;
 
@@ -125,16 +124,15 @@ impl Decoder<'_> {
             return most;
         }
         let (curve, depth) = (&self.curve, self.depth(|sequence| sequence.begun && !sequence.answering()));
-        let room = if answers == 0 {
-            let tile = if self.plan.tiles { curve.rows_within(LONGEST, 1, depth, TILE.min(most)) } else { 0 };
-            curve.efficient_rows(0, ALONE, LONGEST, depth, most).max(tile)
-        } else {
-            let seconds = |rows, depth| curve.seconds(Size { rows, outputs: answers, depth });
-            let longest = match self.plan.step_target_s {
-                Some(target) => target.max(AT_LEAST * seconds(answers, depth)),
-                None => seconds(answers + curve.efficient_rows(answers, BESIDE, LONGEST, 0.0, all), 0.0),
-            };
-            curve.rows_within(longest, answers, depth, all).saturating_sub(answers)
+        let unknown = self.plan.tiles && depth >= DEEP && !curve.knows_tiles() && all >= TILE;
+        let room = match self.plan.step_target_s {
+            Some(target) if answers > 0 => {
+                let alone = curve.seconds(Size { rows: answers, outputs: answers, depth });
+                curve.rows_within(target.max(AT_LEAST * alone), answers, depth, all).saturating_sub(answers)
+            }
+            _ if unknown => TILE.saturating_sub(answers),
+            _ if answers == 0 => curve.efficient_rows(0, ALONE, LONGEST, depth, most),
+            _ => curve.efficient_rows(answers, BESIDE, LONGEST, depth, all),
         };
         room.clamp(1, most)
     }

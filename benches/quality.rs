@@ -119,16 +119,16 @@ fn divergence(a: &[f32], b: &[f32]) -> Compared {
 fn table(found: &[Compared], a: &str, b: &str) -> String {
     let mut divergences: Vec<f64> = found.iter().map(|(divergence, _)| *divergence).collect();
     divergences.sort_by(f64::total_cmp);
-    let share = |of: f64| divergences[((divergences.len() - 1) as f64 * of).round() as usize];
+    let percent = |of: usize| divergences[(divergences.len() - 1) * of / 100];
     let mean = divergences.iter().sum::<f64>() / divergences.len() as f64;
     let same = found.iter().filter(|(_, same)| *same).count() as f64 / found.len() as f64;
     format!(
         "| {a} against {b} | over {} tokens |\n|---|---|\n| KL divergence, mean | {mean:.6} nats |\n\
          | KL divergence, median; 99 %; most | {:.6}; {:.6}; {:.6} nats |\n| likeliest token the same | {:.2} % |\n",
         found.len(),
-        share(0.5),
-        share(0.99),
-        share(1.0),
+        percent(50),
+        percent(99),
+        percent(100),
         same * 100.0,
     )
 }

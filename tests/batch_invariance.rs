@@ -35,6 +35,9 @@ const JOB: &str = "TEMPERD_TEST_BARE_LOOP";
 /// Where another token than alone is excused without the mode, the likeliest two are nearer than this (log).
 const NEAR: f32 = 0.5;
 
+/// Prompts and answers that were given to them.
+type Jobs = Vec<(Vec<u32>, Vec<u32>)>;
+
 /// One sequence of a schedule.
 #[derive(Debug, Clone)]
 struct Guest {
@@ -165,7 +168,7 @@ fn schedules(count: u32, test: impl Fn(&Schedule) -> Result<(), TestCaseError>) 
 
 fn is_bit_equal(schedule: &Schedule, model: &Path) -> Result<(), TestCaseError> {
     let found = run(schedule, invariant(schedule, model));
-    let jobs: Vec<_> = found.iter().map(|(prompt, answer)| (prompt.clone(), answer.tokens.clone())).collect();
+    let jobs: Jobs = found.iter().map(|(prompt, answer)| (prompt.clone(), answer.tokens.clone())).collect();
     for (nth, ((_, answer), alone)) in found.iter().zip(bare_loop(model, &jobs)).enumerate() {
         let same = answer.digests.iter().zip(&alone).filter(|(a, b)| a == b).count();
         prop_assert_eq!(same, answer.digests.len(), "guest {} of {:?}", nth, schedule);
@@ -211,7 +214,7 @@ fn without_the_mode_only_near_ties_fall_otherwise() {
 
 /// The digests of the rows of each answer, given prompt and answer, from a process of its own: ggml reads
 /// `GGML_CPU_TILED_MM` once.
-fn bare_loop(model: &Path, jobs: &[(Vec<u32>, Vec<u32>)]) -> Vec<Vec<u64>> {
+fn bare_loop(model: &Path, jobs: &Jobs) -> Vec<Vec<u64>> {
     let folder = tempfile::tempdir().expect("a folder");
     let file = folder.path().join("jobs.json");
     std::fs::write(&file, serde_json::to_vec(&(model, jobs)).expect("plain")).expect("written");
@@ -230,7 +233,7 @@ fn bare_loop(model: &Path, jobs: &[(Vec<u32>, Vec<u32>)]) -> Vec<Vec<u64>> {
 fn the_bare_loop() {
     let file = std::path::PathBuf::from(std::env::var_os(JOB).expect("run by `bare_loop`"));
     let jobs = std::fs::read(&file).expect("jobs");
-    let (model, jobs): (std::path::PathBuf, Vec<(Vec<u32>, Vec<u32>)>) = serde_json::from_slice(&jobs).expect("jobs");
+    let (model, jobs): (std::path::PathBuf, Jobs) = serde_json::from_slice(&jobs).expect("jobs");
     let backend = LlamaBackend::init().expect("llama.cpp");
     let model = LlamaModel::load_from_file(&backend, &model, &LlamaModelParams::default()).expect("the model");
     let digests: Vec<Vec<u64>> = jobs.iter().map(|(prompt, answer)| alone(&backend, &model, prompt, answer)).collect();

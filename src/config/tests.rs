@@ -7,10 +7,11 @@ use super::*;
 const EXAMPLE: &str = include_str!("../../config.example.toml");
 
 /// Keys that have no default; the file says so of each.
-const WITHOUT_DEFAULT: [&str; 14] = [
+const WITHOUT_DEFAULT: [&str; 15] = [
     "engine.model",
     "engine.threads",
     "engine.threads_batch",
+    "engine.step_target_ms",
     "engine.path",
     "adapter.name",
     "adapter.path",

@@ -377,7 +377,9 @@ fn obeys(value: &Value, schema: &Value) -> bool {
     match (schema["type"].as_str().expect("a type"), value) {
         ("boolean", Value::Bool(_)) | ("null", Value::Null) => true,
         ("integer", Value::Number(found)) => {
-            found.as_i64().is_some_and(|found| (number("minimum")..=number("maximum")).contains(&found))
+            // serde_json reads "-0", a whole number of JSON, as the float -0.0.
+            let whole = found.as_i64().or_else(|| (found.as_f64() == Some(0.0)).then_some(0));
+            whole.is_some_and(|found| (number("minimum")..=number("maximum")).contains(&found))
         }
         ("string", Value::String(text)) => between(text.chars().count(), "minLength", "maxLength"),
         ("array", Value::Array(items)) => {

@@ -9,7 +9,7 @@ use crate::{
 };
 
 /// Longest step that may follow from the machine's curve, in seconds: what comes in meanwhile waits for its end.
-const LONGEST: f64 = 1.5;
+const LONGEST: f64 = 1.2;
 /// While nothing is being answered a step is as short as this share of the best speed allows.
 const ALONE: f64 = 0.97;
 /// Running answers cost prompts no more than this share leaves of that speed: a step that lasts so long reads a long prompt

@@ -1,7 +1,7 @@
 //! What a smaller file, or a smaller type of KV cache, changes: the distributions of next tokens that two of them give
 //! for the same text are compared token by token. Run by `scripts/bench --quality A[@KV] B[@KV] TEXT`.
 //!
-//! For each token after the first of a window: the Kullback-Leibler divergence from A's distribution to B's in nats, and
+//! For each token: the Kullback-Leibler divergence from A's distribution to B's in nats, and
 //! whether the likeliest token is the same (as llama.cpp's `llama-perplexity --kl-divergence` does it).
 
 use std::{fs, num::NonZeroU32, path::PathBuf};

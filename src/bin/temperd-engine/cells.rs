@@ -16,7 +16,8 @@ pub struct Cells<'a> {
     graveyard: Option<(i32, usize)>,
     /// Tokens that layers with a sliding window see.
     window: Option<usize>,
-    ledger: Ledger,
+    /// Kept where every row looks at all cells in use; nobody asks elsewhere.
+    ledger: Option<Ledger>,
 }
 
 impl<'a> Cells<'a> {
@@ -27,7 +28,7 @@ impl<'a> Cells<'a> {
             free: (0..plan.slots).rev().collect(),
             graveyard: plan.batch_invariant.then_some((plan.slots, 0)),
             window: plan.window,
-            ledger: Ledger::default(),
+            ledger: plan.looks_at_all.then(Ledger::default),
         }
     }
 
@@ -44,17 +45,21 @@ impl<'a> Cells<'a> {
 
     /// Notes that a step has filled `count` more cells of `slot`.
     pub fn filled(&mut self, slot: i32, count: usize) {
-        self.ledger.grow(slot, count);
+        if let Some(ledger) = &mut self.ledger {
+            ledger.grow(slot, count);
+        }
     }
 
-    /// Cells in use, but for those in the graveyard.
+    /// Cells in use, but for those in the graveyard; 0 where they are not counted.
     pub fn used(&self) -> usize {
-        self.ledger.used()
+        self.ledger.as_ref().map_or(0, Ledger::used)
     }
 
     /// Lets `to` hold the first `count` cells of `from` too. Nothing is copied: a cell has several owners.
     pub fn share(&mut self, from: i32, to: i32, count: usize) {
-        self.ledger.share(from, to, count);
+        if let Some(ledger) = &mut self.ledger {
+            ledger.share(from, to, count);
+        }
         if let Err(error) = self.context.kv_cache_seq_cp(from, to, Some(0), Some(position(count))) {
             tracing::error!("cells of slot {from} could not be shared: {error}");
         }
@@ -72,7 +77,9 @@ impl<'a> Cells<'a> {
         if keep >= count {
             return;
         }
-        self.ledger.truncate(slot, keep);
+        if let Some(ledger) = &mut self.ledger {
+            ledger.truncate(slot, keep);
+        }
         let from = Some(position(keep));
         if let Some((graveyard, buried)) = &mut self.graveyard {
             if let Err(error) = self.context.kv_cache_seq_cp(slot, *graveyard, from, None) {
@@ -115,7 +122,9 @@ impl<'a> Cells<'a> {
     /// Empties all cells. Sequence ids in use are still to be released.
     pub fn clear(&mut self) {
         self.context.clear_kv_cache();
-        self.ledger.clear();
+        if let Some(ledger) = &mut self.ledger {
+            ledger.clear();
+        }
         if let Some((_, buried)) = &mut self.graveyard {
             *buried = 0;
         }

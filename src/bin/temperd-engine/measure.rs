@@ -55,7 +55,12 @@ pub fn measure(context: &mut LlamaContext<'_>, token: LlamaToken, keeps_cells: b
         points.push((rows, seconds));
         rows *= 2;
     }
-    let cells = if keeps_cells { cells(context, &mut batch, token, &points)? } else { Vec::new() };
+    let cells = if keeps_cells { cells(context, &mut batch, token, &points) } else { Ok(Vec::new()) };
+    let cells = cells.unwrap_or_else(|error| {
+        // Steps will show it; no reason not to load.
+        tracing::warn!("what cells cost could not be measured: {error}");
+        Vec::new()
+    });
     context.clear_kv_cache();
     let alone = points.into_iter().map(|(rows, seconds)| (rows, (seconds - per_output).max(seconds / 10.0))).collect();
     Ok(Curve::new(alone, cells, per_output))

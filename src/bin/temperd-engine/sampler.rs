@@ -20,6 +20,8 @@ pub struct Sampler {
     adjust: Option<LlamaSampler>,
     /// What narrows the choice; `None` is greedy.
     narrow: Option<LlamaSampler>,
+    /// Where a choice is greedy and has no penalties: the biases, by token. No list of candidates is needed for it.
+    plain: Option<Vec<(usize, f32)>>,
     seed: u32,
 }
 
@@ -31,6 +33,7 @@ impl Sampler {
     pub fn new(sampling: &Sampling, n_vocab: i32, prompt: &[LlamaToken]) -> Result<Self, String> {
         check(sampling)?;
         let mut adjust = Vec::new();
+        let narrow = narrow(sampling);
         // 0 is what a sender leaves unset, and llama.cpp would divide by it.
         let repeat = if sampling.repeat_penalty == 0.0 { 1.0 } else { sampling.repeat_penalty };
         if repeat != 1.0 || sampling.frequency_penalty != 0.0 || sampling.presence_penalty != 0.0 {
@@ -43,12 +46,15 @@ impl Sampler {
             let token = i32::try_from(token).ok().filter(|token| *token < n_vocab)?;
             Some(LlamaLogitBias::new(LlamaToken(token), bias))
         };
+        let penalised = !adjust.is_empty();
         let bias: Vec<LlamaLogitBias> = sampling.logit_bias.iter().filter_map(exists).collect();
         if !bias.is_empty() {
             adjust.push(LlamaSampler::logit_bias(n_vocab, &bias));
         }
+        let place = |(&token, &bias): (&u32, &f32)| (token as usize, bias);
+        let plain = (narrow.is_none() && !penalised).then(|| sampling.logit_bias.iter().map(place).collect());
         let adjust = (!adjust.is_empty()).then(|| LlamaSampler::chain(adjust, true));
-        Ok(Self { adjust, narrow: narrow(sampling), seed: sampling.seed })
+        Ok(Self { adjust, narrow, plain, seed: sampling.seed })
     }
 
     /// The token that follows, by the logits of one row of a step; `position` counts the tokens before it, `allowed` are
@@ -60,8 +66,8 @@ impl Sampler {
         allowed: Option<&Tokens>,
         scratch: &mut LlamaTokenDataArray,
     ) -> LlamaToken {
-        let token = if self.adjust.is_none() && self.narrow.is_none() && allowed.is_none() {
-            LlamaToken(id(argmax(logits)))
+        let token = if let (Some(biases), None) = (&self.plain, allowed) {
+            LlamaToken(id(argmax_biased(logits, biases)))
         } else {
             fill(scratch, logits, allowed.filter(|_| self.adjust.is_none()));
             if let Some(adjust) = &mut self.adjust {
@@ -156,6 +162,22 @@ pub fn argmax(values: &[f32]) -> usize {
     }
     let greatest = lanes.iter().chain(rest).fold(f32::NEG_INFINITY, |a, b| if *b > a { *b } else { a });
     values.iter().position(|value| *value == greatest).unwrap_or_default()
+}
+
+/// The same of `values` with biases, by index; those of indices beyond are ignored.
+fn argmax_biased(values: &[f32], biases: &[(usize, f32)]) -> usize {
+    let best = argmax(values);
+    let biased = |&(at, bias): &(usize, f32)| values.get(at).map(|value| (at, value + bias));
+    if biases.iter().any(|bias| bias.0 == best) {
+        let mut values = values.to_vec();
+        for (at, value) in biases.iter().filter_map(biased) {
+            values[at] = value;
+        }
+        return argmax(&values);
+    }
+    let best = (best, values.get(best).copied().unwrap_or(f32::NEG_INFINITY));
+    let greater = |a: (usize, f32), b: (usize, f32)| if b.1 > a.1 || (b.1 == a.1 && b.0 < a.0) { b } else { a };
+    biases.iter().filter_map(biased).fold(best, greater).0
 }
 
 fn greatest(candidates: &[LlamaTokenData]) -> usize {
@@ -371,6 +393,22 @@ mod tests {
             let index = argmax(&values);
             prop_assert!(values.iter().all(|value| *value <= values[index]));
             prop_assert!(values[..index].iter().all(|value| *value < values[index]));
+        }
+
+        #[test]
+        fn argmax_biased_is_that_of_the_biased_values(
+            values in proptest::collection::vec(-5i8..5, 1..40),
+            biases in proptest::collection::btree_map(0usize..50, -9i8..9, 0..9),
+        ) {
+            let values: Vec<f32> = values.into_iter().map(f32::from).collect();
+            let biases: Vec<(usize, f32)> = biases.into_iter().map(|(at, bias)| (at, f32::from(bias))).collect();
+            let mut changed = values.clone();
+            for (at, bias) in &biases {
+                if let Some(value) = changed.get_mut(*at) {
+                    *value += bias;
+                }
+            }
+            prop_assert_eq!(argmax_biased(&values, &biases), argmax(&changed));
         }
     }
 }

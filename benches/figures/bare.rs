@@ -19,7 +19,14 @@ pub fn run(path: &Path) -> Result<()> {
     let backend = LlamaBackend::init()?;
     let model = LlamaModel::load_from_file(&backend, path, &LlamaModelParams::default())?;
     let threads: i32 = std::env::var("TEMPERD_BENCH_THREADS").context("TEMPERD_BENCH_THREADS")?.parse()?;
+    let attention = std::env::var("TEMPERD_BENCH_FLASH_ATTENTION").context("TEMPERD_BENCH_FLASH_ATTENTION")?;
+    let attention = match attention.as_str() {
+        "on" => llama_cpp_sys_2::LLAMA_FLASH_ATTN_TYPE_ENABLED,
+        "off" => llama_cpp_sys_2::LLAMA_FLASH_ATTN_TYPE_DISABLED,
+        _ => llama_cpp_sys_2::LLAMA_FLASH_ATTN_TYPE_AUTO,
+    };
     let params = LlamaContextParams::default()
+        .with_flash_attention_policy(attention)
         .with_n_ctx(NonZeroU32::new(CONTEXT))
         .with_n_batch(512)
         .with_n_ubatch(512)
@@ -36,8 +43,11 @@ pub fn run(path: &Path) -> Result<()> {
 
 fn decode(model: &LlamaModel, context: &mut LlamaContext<'_>, prompt: &str, tokens: usize) -> Result<f64> {
     context.clear_kv_cache();
-    let read = model.vocab().tokenize(prompt.as_bytes(), true, false);
-    let mut batch = LlamaBatch::new(read.len().max(1), 1);
+    let mut read = model.vocab().tokenize(prompt.as_bytes(), true, false);
+    if read.is_empty() {
+        read.push(model.vocab().bos());
+    }
+    let mut batch = LlamaBatch::new(read.len(), 1);
     batch.add_sequence(&read, 0, false)?;
     context.decode(&mut batch)?;
     let mut token = greedy(context, batch.n_tokens() - 1);
@@ -53,6 +63,14 @@ fn decode(model: &LlamaModel, context: &mut LlamaContext<'_>, prompt: &str, toke
 
 fn greedy(context: &LlamaContext<'_>, row: i32) -> LlamaToken {
     let logits = context.get_logits_ith(row);
-    let best = logits.iter().enumerate().max_by(|a, b| a.1.total_cmp(b.1)).map_or(0, |(index, _)| index);
-    LlamaToken(i32::try_from(best).unwrap_or(0))
+    // A maximum alone is something the compiler turns into vector instructions.
+    let mut lanes = [f32::NEG_INFINITY; 16];
+    for chunk in logits.chunks(lanes.len()) {
+        for (lane, value) in lanes.iter_mut().zip(chunk) {
+            *lane = if value > lane { *value } else { *lane };
+        }
+    }
+    let greatest = lanes.iter().fold(f32::NEG_INFINITY, |a, b| a.max(*b));
+    let best = logits.iter().position(|logit| *logit == greatest);
+    LlamaToken(i32::try_from(best.unwrap_or_default()).unwrap_or(0))
 }

@@ -104,6 +104,12 @@ impl Endpoint {
         reader.read_line(&mut line).is_ok() && line.contains(" 200 ")
     }
 
+    /// What temperd's attention has come to be: "on", "off" or "auto".
+    pub fn flash_attention(&self) -> Result<String> {
+        let status = json_of(self.send("GET /v1/status", "")?)?;
+        Ok(status["settings"]["flash_attention"].as_str().context("settings.flash_attention of the status")?.to_owned())
+    }
+
     /// A greedy answer of exactly so many tokens, piece by piece.
     pub fn stream(&self, ask: &Ask, tokens: usize) -> Result<Answer> {
         self.stream_to(ask, tokens, |_| ())
@@ -151,11 +157,7 @@ impl Endpoint {
         body["stream"] = json!(false);
         body["logprobs"] = json!(true);
         body["top_logprobs"] = json!(2);
-        let mut text = String::new();
-        self.send(&format!("POST {path}"), &body.to_string())?.read_to_string(&mut text)?;
-        let json = text.find("\r\n\r\n").map(|at| &text[at + 4..]).context("an answer")?;
-        let start = json.find('{').context("a JSON answer")?;
-        let data: Value = serde_json::Deserializer::from_str(&json[start..]).into_iter().next().context("JSON")??;
+        let data = json_of(self.send(&format!("POST {path}"), &body.to_string())?)?;
         let places = data["choices"][0]["logprobs"]["content"].as_array().context("logprobs")?;
         let pair = |top: &Value| Some((top["token"].as_str()?.to_owned(), top["logprob"].as_f64()?));
         let best = |place: &Value| place["top_logprobs"].as_array().into_iter().flatten().filter_map(pair).collect();
@@ -180,6 +182,15 @@ impl Endpoint {
             }
         }
     }
+}
+
+/// The JSON object behind the head of a response.
+fn json_of(mut response: impl Read) -> Result<Value> {
+    let mut text = String::new();
+    response.read_to_string(&mut text)?;
+    let body = text.find("\r\n\r\n").map(|at| &text[at + 4..]).context("an answer")?;
+    let start = body.find('{').context("a JSON answer")?;
+    Ok(serde_json::Deserializer::from_str(&body[start..]).into_iter().next().context("JSON")??)
 }
 
 trait ReadWrite: Read + Write + Send {}

@@ -139,12 +139,13 @@ impl Drop for Bare {
 }
 
 impl Bare {
-    /// Loads the model there.
-    pub fn start(places: &Places, model: &Path) -> Result<Self> {
+    /// Loads the model there. `flash_attention` is "on", "off" or "auto".
+    pub fn start(places: &Places, model: &Path, flash_attention: &str) -> Result<Self> {
         let mut child = Command::new(std::env::current_exe()?)
             .args(["--bench", "--bare"])
             .arg(model)
             .env("TEMPERD_BENCH_THREADS", places.threads.to_string())
+            .env("TEMPERD_BENCH_FLASH_ATTENTION", flash_attention)
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .spawn()?;
@@ -162,11 +163,12 @@ impl Bare {
 }
 
 /// Tokens per second that llama-bench finds for decoding.
-pub fn llama_bench(places: &Places, model: &Path, tokens: usize) -> Result<f64> {
+pub fn llama_bench(places: &Places, model: &Path, flash_attention: &str, tokens: usize) -> Result<f64> {
     let out = Command::new(places.peers.join("llama-bench"))
         .arg("-m")
         .arg(model)
         .args(["-p", "0", "-n", &tokens.to_string(), "-r", "1", "-o", "json", "-t", &places.threads.to_string()])
+        .args(["-fa", flash_attention])
         .stderr(Stdio::null())
         .output()
         .context("llama-bench")?;

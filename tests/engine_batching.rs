@@ -4,7 +4,7 @@
 mod harness;
 
 use harness::{Engine, greedy, load, model, start};
-use temperd::wire::engine::{Load, Sampling, Start, Stop, to_engine};
+use temperd::wire::engine::{Load, Sampling, Start, Stop, from_engine, to_engine};
 
 /// A conversation's first turn below a system prompt of some length, and how many of its tokens are the operator's.
 fn prompt(engine: &mut Engine, question: &str) -> (Vec<u32>, u32) {
@@ -88,6 +88,29 @@ fn more_sequences_than_the_cache_holds_come_and_go() {
         let answer = engine.answer(Start { public_prefix: 0, ..asked(id, question, id) });
         assert_eq!((answer.error, answer.cached), (None, Some(0)));
     }
+}
+
+#[test]
+fn without_flash_attention_ended_sequences_leave_the_cache_and_come_back() {
+    let load = Load { flash_attention: "off".to_owned(), ..load(&model()) };
+    let (mut engine, _, _) = Engine::loaded_with(load);
+    let question = prompt(&mut engine, "What is the capital of France?");
+    let length = u32::try_from(question.0.len()).expect("small");
+    let alone = engine.answer(asked(1, question.clone(), 7));
+    let other = engine.chat("Tell me a story about a dragon.");
+    let others = u32::try_from(other.len()).expect("small") + 40;
+    // Its steps would have to look at the cells of the first.
+    engine.answer(start(2, other, 40));
+    let kept = loop {
+        if let from_engine::Frame::Heartbeat(beat) = engine.next()
+            && beat.sequences == 0
+        {
+            break beat.kept_cells;
+        }
+    };
+    assert!(kept <= others, "{kept} cells are kept, {others} of them the second's");
+    let again = engine.answer(asked(3, question, 7));
+    assert_eq!((again.cached, again.text()), (Some(length - 1), alone.text()));
 }
 
 /// A text to copy, and the prompt that asks for it.

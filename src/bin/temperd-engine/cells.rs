@@ -1,7 +1,9 @@
 //! The cells of the KV cache, by llama.cpp's sequence ids: taken over, given back, and kept in order where results must
 //! not depend on it.
 
-use llama_cpp_2::context::LlamaContext;
+use std::collections::HashMap;
+
+use llama_cpp_2::{LlamaStateSeqFlags, SeqState, context::LlamaContext};
 
 use crate::{ledger::Ledger, load::Plan};
 
@@ -18,6 +20,8 @@ pub struct Cells<'a> {
     window: Option<usize>,
     /// Kept where every row looks at all cells in use; nobody asks elsewhere.
     ledger: Option<Ledger>,
+    /// Copies of the cells of sequence ids that have none.
+    parked: HashMap<i32, SeqState>,
 }
 
 impl<'a> Cells<'a> {
@@ -29,6 +33,7 @@ impl<'a> Cells<'a> {
             graveyard: plan.batch_invariant.then_some((plan.slots, 0)),
             window: plan.window,
             ledger: plan.looks_at_all.then(Ledger::default),
+            parked: HashMap::new(),
         }
     }
 
@@ -40,7 +45,32 @@ impl<'a> Cells<'a> {
     /// Gives back a sequence id with all its cells, of which it has `count`.
     pub fn release(&mut self, slot: i32, count: usize) {
         self.remove(slot, 0, count);
+        self.parked.remove(&slot);
         self.free.push(slot);
+    }
+
+    /// Keeps a copy of the `count` cells of `slot` instead of the cells.
+    ///
+    /// # Errors
+    /// Where llama.cpp does not give one; the cells are still there.
+    pub fn park(&mut self, slot: i32, count: usize) -> Result<(), String> {
+        let state = self.context.state_seq_get(slot, LlamaStateSeqFlags::empty()).map_err(|error| error.to_string())?;
+        self.parked.insert(slot, state);
+        self.remove(slot, 0, count);
+        Ok(())
+    }
+
+    /// Lets `to`, which has none, have cells like the first `count` of those that were parked of `from`, which stay parked.
+    ///
+    /// # Errors
+    /// Where there is nothing parked or no room for it; `to` has no cells then.
+    pub fn unpark(&mut self, from: i32, to: i32, count: usize) -> Result<(), String> {
+        let state = self.parked.get(&from).ok_or_else(|| format!("nothing of slot {from} is parked"))?;
+        self.context.state_seq_set(state, to).map_err(|error| error.to_string())?;
+        let beyond = self.context.kv_cache_seq_rm(to, Some(position(count)), None);
+        beyond.map_err(|error| error.to_string())?;
+        self.filled(to, count);
+        Ok(())
     }
 
     /// Notes that a step has filled `count` more cells of `slot`.
@@ -55,14 +85,17 @@ impl<'a> Cells<'a> {
         self.ledger.as_ref().map_or(0, Ledger::used)
     }
 
-    /// Lets `to` hold the first `count` cells of `from` too. Nothing is copied: a cell has several owners.
-    pub fn share(&mut self, from: i32, to: i32, count: usize) {
+    /// Lets `to`, which has none, hold the first `count` cells of `from` too. Nothing is copied: a cell has several owners.
+    ///
+    /// # Errors
+    /// A position that llama.cpp cannot count; `to` has no cells then.
+    pub fn share(&mut self, from: i32, to: i32, count: usize) -> Result<(), String> {
+        let shared = self.context.kv_cache_seq_cp(from, to, Some(0), Some(position(count)));
+        shared.map_err(|error| error.to_string())?;
         if let Some(ledger) = &mut self.ledger {
             ledger.share(from, to, count);
         }
-        if let Err(error) = self.context.kv_cache_seq_cp(from, to, Some(0), Some(position(count))) {
-            tracing::error!("cells of slot {from} could not be shared: {error}");
-        }
+        Ok(())
     }
 
     /// Whether the cells of `slot` are enough to go on after its first `count` tokens. Layers with a sliding window give

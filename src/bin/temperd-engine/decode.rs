@@ -33,8 +33,8 @@ use crate::{
 
 mod compose;
 
-/// Rows of the step by which reading a kept token again is priced.
-const READ: usize = 32;
+/// Share of the context's tokens that ended sequences may have parked.
+const PARKED: usize = 8;
 
 /// A model at work.
 pub struct Decoder<'a> {
@@ -53,6 +53,8 @@ pub struct Decoder<'a> {
     /// In order of arrival.
     sequences: Vec<Sequence>,
     kept: prefix::Cache,
+    /// Seconds that copying a cell out took last.
+    copying: f64,
     steps: u64,
     /// Outputs for the next Step frame.
     outputs: Vec<SequenceOutput>,
@@ -91,6 +93,7 @@ impl<'a> Decoder<'a> {
             began: Instant::now(),
             sequences: Vec::new(),
             kept: prefix::Cache::default(),
+            copying: 0.0,
             steps: 0,
             outputs: Vec::new(),
             batch,
@@ -235,7 +238,7 @@ impl<'a> Decoder<'a> {
             }
         }
         self.release();
-        self.give_up_stale(size);
+        self.park_stale(size);
     }
 
     /// The size of the step that was composed.
@@ -253,16 +256,27 @@ impl<'a> Decoder<'a> {
         Size { rows, outputs: self.rows.iter().map(|(_, _, count)| count).sum(), depth }
     }
 
-    /// Where every row looks at all cells, kept ones have a price in each step.
-    fn give_up_stale(&mut self, size: Size) {
-        if !self.plan.looks_at_all {
+    /// Where every row looks at all cells, kept ones have a price in each step. They leave the cache once they have cost
+    /// what copying them out and back does, which the first one tells.
+    fn park_stale(&mut self, size: Size) {
+        if !self.plan.parks {
             return;
         }
         self.kept.pay(self.curve.of_cell(size.rows));
-        let read = Size { rows: READ, outputs: 1, depth: self.cells.used() as f64 };
-        let price = self.curve.seconds(read) / READ as f64;
-        while self.kept.stale(price) {
-            self.evict();
+        while self.kept.stale(2.0 * self.copying) {
+            let Some((slot, count)) = self.kept.oldest() else { break };
+            let began = Instant::now();
+            let given_up = match self.cells.park(slot, count) {
+                Ok(()) => self.kept.park(slot, self.cells.context.n_ctx() as usize / PARKED),
+                Err(error) => {
+                    tracing::warn!("cells of slot {slot} could not be parked: {error}");
+                    self.kept.give_up(slot).into_iter().collect()
+                }
+            };
+            self.copying = began.elapsed().as_secs_f64() / count as f64;
+            for kept in given_up {
+                self.cells.release(kept.slot, kept.tokens.len());
+            }
         }
     }
 

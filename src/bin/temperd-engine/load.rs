@@ -85,6 +85,8 @@ pub struct Plan {
     pub step_target_s: Option<f64>,
     /// Whether every row looks at all cells in use, not at those of its sequence alone: without flash attention.
     pub looks_at_all: bool,
+    /// Whether ended sequences are parked outside the cache where their cells would slow down others.
+    pub parks: bool,
     /// Whether flash attention has a kernel that goes tile by tile.
     pub tiles: bool,
 }
@@ -115,6 +117,7 @@ pub fn plan(model: &LlamaModel, load: &Load) -> Result<Plan, String> {
         batch_invariant: load.batch_invariant,
         step_target_s: (load.step_target_ms > 0).then(|| f64::from(load.step_target_ms) / 1e3),
         looks_at_all: load.flash_attention == "off",
+        parks: load.flash_attention == "off" && keeps_cells && window.is_none(),
         tiles: load.flash_attention != "off" && load.kv_type_k == "f16" && load.kv_type_v == "f16",
     })
 }
@@ -251,7 +254,11 @@ fn kv_type(name: &str) -> Result<KvCacheType, String> {
     }
 }
 
-fn warm_up(model: &LlamaModel, context: &mut LlamaContext<'_>) -> Result<(), String> {
+/// Decodes once, and empties the cache again.
+///
+/// # Errors
+/// A step that fails.
+pub fn warm_up(model: &LlamaModel, context: &mut LlamaContext<'_>) -> Result<(), String> {
     let mut batch = LlamaBatch::new(1, 1);
     batch.add(measure::first_token(model), 0, &[0], true).map_err(|error| error.to_string())?;
     context.decode(&mut batch).map_err(|error| error.to_string())?;

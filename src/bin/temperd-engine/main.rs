@@ -14,12 +14,14 @@
 
 mod able;
 mod adapters;
+mod attention;
 mod batch;
 mod cells;
 mod constraint;
 mod curve;
 mod decode;
 mod embed;
+mod heap;
 mod ledger;
 mod link;
 mod load;
@@ -76,6 +78,7 @@ fn main() -> ExitCode {
 }
 
 fn run() -> Result<(), Box<dyn std::error::Error>> {
+    heap::settle();
     let socket = socket_on_stdin()?;
     end_with_any_thread();
     let link = Arc::new(Link::new(socket.try_clone()?));

@@ -76,7 +76,31 @@ fn cells(
 ) -> Result<Vec<(usize, f64)>, String> {
     let began = Instant::now();
     let read = shallow.last().map_or(1, |point| point.0);
-    let most = DEEP.min(context.n_ctx() as usize / 2);
+    let filled = deepen(context, batch, token, read, DEEP.min(context.n_ctx() as usize / 2))?;
+    let mut found = Vec::new();
+    for rows in DEEP_ROWS {
+        let Some(&(_, alone)) = shallow.iter().find(|point| point.0 == rows) else { break };
+        if began.elapsed() + Duration::from_secs_f64(alone) >= ENOUGH {
+            break;
+        }
+        let seconds = best(context, batch, (token, read), rows, 1)?;
+        found.push((rows, (seconds - alone).max(0.0) / filled as f64));
+    }
+    Ok(found)
+}
+
+/// Reads `read` tokens and fills up to `most` cells with copies of theirs: reading as many would take long. Returns how many
+/// are filled.
+///
+/// # Errors
+/// A step or a copy that fails.
+pub fn deepen(
+    context: &mut LlamaContext<'_>,
+    batch: &mut LlamaBatch<'_>,
+    token: LlamaToken,
+    read: usize,
+    most: usize,
+) -> Result<usize, String> {
     fill(batch, (token, 0), read, 1)?;
     context.decode(batch).map_err(|error| error.to_string())?;
     let state = context.state_seq_get(0, LlamaStateSeqFlags::empty()).map_err(|error| error.to_string())?;
@@ -88,16 +112,7 @@ fn cells(
         context.kv_cache_seq_rm(1, None, None).map_err(|error| error.to_string())?;
         filled += read;
     }
-    let mut found = Vec::new();
-    for rows in DEEP_ROWS {
-        let Some(&(_, alone)) = shallow.iter().find(|point| point.0 == rows) else { break };
-        if began.elapsed() + Duration::from_secs_f64(alone) >= ENOUGH {
-            break;
-        }
-        let seconds = best(context, batch, (token, read), rows, 1)?;
-        found.push((rows, (seconds - alone).max(0.0) / filled as f64));
-    }
-    Ok(found)
+    Ok(filled)
 }
 
 /// The least of some tries of [`step`].
@@ -160,7 +175,10 @@ pub fn first_token(model: &LlamaModel) -> LlamaToken {
 }
 
 /// Seconds of a step of `rows` rows, which are taken out again, of a token from a position on.
-fn step(
+///
+/// # Errors
+/// A step that fails.
+pub fn step(
     context: &mut LlamaContext<'_>,
     batch: &mut LlamaBatch<'_>,
     (token, from): (LlamaToken, usize),

@@ -13,9 +13,10 @@ use llama_cpp_2::{context::LlamaContext, llama_backend::LlamaBackend, model::Lla
 use temperd::wire::engine::{Heartbeat, Load, LoadFailed, Ready, SequenceOutput, Step, from_engine::Frame};
 
 use crate::{
-    able, constraint,
+    able, attention, constraint,
     decode::Decoder,
     embed::{self, Embedder},
+    heap,
     link::{Command, Link},
     load,
     log::Errors,
@@ -88,11 +89,14 @@ fn serve(around: &Surroundings, load: &Load, commands: &Receiver<Command>) -> Re
 
     let mut model = load::weights(backend, errors, Arc::clone(link), load)?;
     let adapters = Adapters::load(&mut model, errors, &load.adapters);
-    let load = &load::with_threads(backend, errors, &model, load.clone())?;
-    let plan = load::plan(&model, load)?;
+    let load = load::with_threads(backend, errors, &model, load.clone())?;
     // Before steps are measured, which it would slow down.
     let constraints = constraints.join();
+    let load = &attention::decide(backend, errors, &model, load)
+        .map_err(|error| format!("a first step: {}", errors.reason(&error)))?;
+    let plan = load::plan(&model, load)?;
     let (context, curve) = load::context(backend, errors, &model, load, &plan)?;
+    heap::trim();
     let ready = ready(around, load, &model, &context, began);
     link.send(Frame::Ready(Ready { adapters_failed: adapters.failed(), ..ready }));
     let embedder = Embedder::new(around, &model, load);
@@ -113,6 +117,7 @@ fn ready(around: &Surroundings, load: &Load, model: &LlamaModel, context: &Llama
         threads_batch: load.threads_batch,
         n_batch: context.n_batch(),
         n_ubatch: context.n_ubatch(),
+        flash_attention: load.flash_attention.clone(),
         load_s: began.elapsed().as_secs_f64(),
         description: vocabulary::description(model),
         embedding_length: u32::try_from(model.n_embd_out()).unwrap_or_default(),

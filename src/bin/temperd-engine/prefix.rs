@@ -50,8 +50,8 @@ pub struct Kept {
     pub adapter: u64,
     /// [`Cache`]'s rent when it was last of use.
     pub since: f64,
-    /// Whether another sequence has taken over some of it.
-    pub used: bool,
+    /// Whether a copy of its cells is kept instead of the cells.
+    pub parked: bool,
 }
 
 impl Kept {
@@ -73,26 +73,23 @@ impl Kept {
     }
 }
 
-/// Share of the record of uses that is left after one more, and what it begins with: uses, and ends with or without.
-const KEEP: f64 = 0.9;
-const PRIOR: (f64, f64) = (2.0, 4.0);
-/// However seldom cells were of use, some are kept, so that it is noticed when that changes.
-const LEAST: f64 = 0.05;
-
 /// Ended sequences, the one used longest ago first.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub struct Cache {
     kept: Vec<Kept>,
     /// Seconds that a cell kept from the beginning would have added to steps.
     rent: f64,
-    /// How often kept sequences were of use, of how many.
-    record: (f64, f64),
 }
 
-impl Default for Cache {
-    fn default() -> Self {
-        Self { kept: Vec::new(), rent: 0.0, record: PRIOR }
-    }
+/// What gives a new sequence the most.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Source {
+    /// Whose cells.
+    pub slot: i32,
+    /// How many, from the first.
+    pub count: usize,
+    /// Whether they have to be copied back into the cache.
+    pub parked: bool,
 }
 
 impl Cache {
@@ -108,30 +105,63 @@ impl Cache {
         covered
     }
 
-    /// The slot that gives `new` the most tokens, and how many; the newest of equals. `can` says whether a slot's cells
-    /// are enough for so many.
-    pub fn best(&self, new: &Owned<'_>, can: impl Fn(i32, usize) -> bool) -> Option<(i32, usize)> {
-        let counted = self.kept.iter().map(|kept| (kept.slot, new.shared_with(&kept.owned())));
-        counted.filter(|&(slot, count)| count > 0 && can(slot, count)).max_by_key(|found| found.1)
+    /// Who gives `new` the most tokens; of equals one that is in the cache, and of those the newest. `can` says whether a
+    /// slot's cells are enough for so many.
+    pub fn best(&self, new: &Owned<'_>, can: impl Fn(i32, usize) -> bool) -> Option<Source> {
+        let sources = self.kept.iter().map(|kept| {
+            let count = new.shared_with(&kept.owned());
+            Source { slot: kept.slot, count, parked: kept.parked }
+        });
+        let able = sources.filter(|source| source.count > 0 && (source.parked || can(source.slot, source.count)));
+        able.max_by_key(|source| (source.count, !source.parked))
     }
 
     /// Notes that this slot's cells were of use.
     pub fn used(&mut self, slot: i32) {
         if let Some(at) = self.kept.iter().position(|kept| kept.slot == slot) {
             let mut kept = self.kept.remove(at);
-            (kept.since, kept.used) = (self.rent, true);
+            kept.since = self.rent;
             self.kept.push(kept);
-            self.learn(true);
         }
+    }
+
+    /// Gives up this slot's sequence.
+    pub fn give_up(&mut self, slot: i32) -> Option<Kept> {
+        let at = self.kept.iter().position(|kept| kept.slot == slot)?;
+        Some(self.kept.remove(at))
     }
 
     /// Gives up the sequence that was used longest ago.
     pub fn evict(&mut self) -> Option<Kept> {
-        let oldest = (!self.kept.is_empty()).then(|| self.kept.remove(0))?;
-        if !oldest.used {
-            self.learn(false);
+        (!self.kept.is_empty()).then(|| self.kept.remove(0))
+    }
+
+    /// The sequence in the cache that was used longest ago, and how many tokens it has.
+    pub fn oldest(&self) -> Option<(i32, usize)> {
+        self.in_cache().next().map(|kept| (kept.slot, kept.tokens.len()))
+    }
+
+    fn in_cache(&self) -> impl Iterator<Item = &Kept> {
+        self.kept.iter().filter(|kept| !kept.parked)
+    }
+
+    /// Notes that a copy of this slot's cells is kept instead of the cells. Returns those that are given up, so that at
+    /// most `most` tokens are parked: the ones used longest ago, or itself.
+    pub fn park(&mut self, slot: i32, most: usize) -> Vec<Kept> {
+        if let Some(kept) = self.kept.iter_mut().find(|kept| kept.slot == slot) {
+            kept.parked = true;
         }
-        Some(oldest)
+        let mut given_up = Vec::new();
+        while self.parked() > most {
+            let Some(at) = self.kept.iter().position(|kept| kept.parked) else { break };
+            given_up.push(self.kept.remove(at));
+        }
+        given_up
+    }
+
+    /// Tokens that are parked.
+    fn parked(&self) -> usize {
+        self.kept.iter().filter(|kept| kept.parked).map(|kept| kept.tokens.len()).sum()
     }
 
     /// Notes that each kept cell has added `seconds` to a step.
@@ -139,18 +169,13 @@ impl Cache {
         self.rent += seconds;
     }
 
-    /// Whether the sequence used longest ago has cost as much since as it may still save: what reading one of its
-    /// tokens again takes (`price`, in seconds), as likely as kept sequences have been of use so far.
+    /// Whether the sequence in the cache that was used longest ago has cost as much since as parking it: `price` is what
+    /// copying one of its tokens out and back takes, in seconds.
     ///
     /// Rent paid until it equals the price is the rule that costs at most twice what foresight would (ski rental; Karlin
     /// et al., "Competitive snoopy caching", 1988).
     pub fn stale(&self, price: f64) -> bool {
-        let likely = (self.record.0 / self.record.1).max(LEAST);
-        self.kept.first().is_some_and(|oldest| self.rent - oldest.since > price * likely)
-    }
-
-    fn learn(&mut self, used: bool) {
-        self.record = (self.record.0 * KEEP + f64::from(u8::from(used)), self.record.1 * KEEP + 1.0);
+        self.in_cache().next().is_some_and(|oldest| self.rent - oldest.since > price)
     }
 
     /// How many sequences are kept.
@@ -163,9 +188,9 @@ impl Cache {
         std::mem::take(&mut self.kept)
     }
 
-    /// Tokens of all of them, cells that several hold counted for each.
+    /// Tokens of those in the cache, cells that several hold counted for each.
     pub fn tokens(&self) -> usize {
-        self.kept.iter().map(|kept| kept.tokens.len()).sum()
+        self.in_cache().map(|kept| kept.tokens.len()).sum()
     }
 }
 
@@ -178,7 +203,7 @@ mod tests {
     }
 
     fn kept(slot: i32, ids: &[i32], public: usize, scope: u64) -> Kept {
-        Kept { slot, tokens: tokens(ids), public, scope, adapter: 0, since: 0.0, used: false }
+        Kept { slot, tokens: tokens(ids), public, scope, adapter: 0, since: 0.0, parked: false }
     }
 
     #[test]
@@ -222,7 +247,8 @@ mod tests {
         cache.insert(kept(0, &[1, 2, 3], 0, 7));
         cache.insert(kept(1, &[5, 6], 0, 7));
         let new = kept(9, &[1, 2, 9], 0, 7);
-        assert_eq!(cache.best(&new.owned(), |_, _| true), Some((0, 2)));
+        let source = Source { slot: 0, count: 2, parked: false };
+        assert_eq!(cache.best(&new.owned(), |_, _| true), Some(source));
         assert_eq!(cache.best(&new.owned(), |slot, _| slot != 0), None);
         assert_eq!(cache.best(&kept(9, &[9], 0, 7).owned(), |_, _| true), None);
         cache.used(0);
@@ -231,43 +257,41 @@ mod tests {
     }
 
     #[test]
-    fn kept_cells_go_when_they_have_cost_what_reading_them_again_would() {
+    fn kept_cells_are_parked_when_they_have_cost_what_that_does() {
         let mut cache = Cache::default();
         cache.insert(kept(0, &[1, 2], 0, 7));
-        cache.pay(0.4);
-        assert!(!cache.stale(1.0), "half of the price, and every second one is of use");
+        cache.pay(0.8);
+        assert!(!cache.stale(1.0));
         cache.insert(kept(1, &[5, 6], 0, 7));
-        cache.pay(0.2);
+        cache.pay(0.4);
         assert!(cache.stale(1.0));
-        assert_eq!(cache.evict().map(|kept| kept.slot), Some(0));
+        assert_eq!(cache.oldest(), Some((0, 2)));
+        assert!(cache.park(0, 4).is_empty());
         assert!(!cache.stale(1.0));
-        // Of use again: it begins anew, and the record is better.
         cache.used(1);
-        cache.pay(0.5);
-        assert!(!cache.stale(1.0));
+        cache.pay(0.9);
+        assert!(!cache.stale(1.0), "of use again: it begins anew");
         assert!(!Cache::default().stale(0.0));
     }
 
     #[test]
-    fn where_nothing_comes_again_little_is_kept_and_where_all_does_much() {
-        let lasts = |used: bool| {
-            let mut cache = Cache::default();
-            for slot in 0..50 {
-                cache.insert(kept(slot, &[slot, slot], 0, 7));
-                if used {
-                    cache.used(slot);
-                }
-                cache.evict();
-            }
-            cache.insert(kept(99, &[9], 0, 7));
-            (0..)
-                .take_while(|_| {
-                    cache.pay(0.01);
-                    !cache.stale(1.0)
-                })
-                .count()
-        };
-        let (never, always) = (lasts(false), lasts(true));
-        assert!(never < 10 && always > 90, "{never} and {always} of 100");
+    fn what_is_parked_is_bounded_and_given_back() {
+        let mut cache = Cache::default();
+        for slot in 0..3 {
+            cache.insert(kept(slot, &[1, 2, slot + 3], 0, 7));
+        }
+        assert!(cache.park(0, 6).is_empty());
+        assert!(cache.park(1, 6).is_empty());
+        assert_eq!(cache.tokens(), 3);
+        let new = kept(9, &[1, 2, 9], 0, 7);
+        // The one in the cache needs no copy.
+        let best = |cache: &Cache, new: &Kept| cache.best(&new.owned(), |_, _| true);
+        assert_eq!(best(&cache, &new), Some(Source { slot: 2, count: 2, parked: false }));
+        let longer = kept(9, &[1, 2, 3, 9], 0, 7);
+        assert_eq!(best(&cache, &longer), Some(Source { slot: 0, count: 3, parked: true }));
+        cache.used(0);
+        assert_eq!(slots(&cache.park(2, 6)), [1]);
+        assert_eq!(slots(&cache.park(0, 2)), [2, 0]);
+        assert_eq!(cache.len(), 0);
     }
 }

@@ -206,7 +206,7 @@ impl Sequence {
             adapter: self.adapter,
             tokens: self.tokens,
             since: 0.0,
-            used: false,
+            parked: false,
         }
     }
 }

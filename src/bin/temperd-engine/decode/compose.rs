@@ -5,6 +5,7 @@ use crate::{
     batch::{self, Due, Wish},
     curve::{Size, TILE},
     lookup,
+    prefix::Source,
     sequence::Sequence,
 };
 
@@ -14,7 +15,7 @@ const LONGEST: f64 = 1.2;
 const ALONE: f64 = 0.97;
 /// Running answers cost prompts no more than this share leaves of that speed: a step that lasts so long reads a long prompt
 /// almost as fast as if nobody else were there, and is the gap that the others see.
-const BESIDE: f64 = 0.92;
+const BESIDE: f64 = 0.88;
 /// Cells from which on it is worth a step to see what tiles cost.
 const DEEP: f64 = 256.0;
 /// Where it is said how long a step may last, it is still this many times a step without prompts: they shall get on.
@@ -37,23 +38,32 @@ impl Decoder<'_> {
                 if count > 0 && !self.cells.reach(other.slot, count) {
                     continue;
                 }
-                if best.is_none_or(|(_, most)| count > most) && count > 0 {
-                    best = Some((other.slot, count));
+                let more = |best: Source| count > best.count || (count == best.count && best.parked);
+                if count > 0 && best.is_none_or(more) {
+                    best = Some(Source { slot: other.slot, count, parked: false });
                 }
                 // Only those in front, so that two never wait for each other.
                 if at < index && !other.answering() && other.priority >= new.priority {
                     promised = promised.max(wanted.shared_with(&other.promised()));
                 }
             }
-            if promised >= best.map_or(0, |(_, count)| count) + WORTH_WAITING {
+            if promised >= best.map_or(0, |best| best.count) + WORTH_WAITING {
                 continue;
             }
             let Some(new) = self.sequences.get_mut(index) else { continue };
             new.begun = true;
-            if let Some((slot, count)) = best {
-                self.cells.share(slot, new.slot, count);
+            if let Some(Source { slot, count, parked }) = best {
+                let taken = if parked {
+                    self.cells.unpark(slot, new.slot, count)
+                } else {
+                    self.cells.share(slot, new.slot, count)
+                };
+                match taken {
+                    Ok(()) => new.take_over(count),
+                    // It reads them itself.
+                    Err(error) => tracing::warn!("cells of slot {slot} could not be taken over: {error}"),
+                }
                 self.kept.used(slot);
-                new.take_over(count);
             }
         }
     }

@@ -51,6 +51,8 @@ pub struct Answer {
     pub pieces: Vec<Instant>,
     /// The text.
     pub text: String,
+    /// Drafted tokens, and how many were right, where llama-server says so.
+    pub drafted: (u64, u64),
 }
 
 impl Answer {
@@ -110,6 +112,17 @@ impl Endpoint {
         Ok(status["settings"]["flash_attention"].as_str().context("settings.flash_attention of the status")?.to_owned())
     }
 
+    /// Tokens that temperd has drafted so far, and how many were right.
+    pub fn drafted(&self) -> Result<(u64, u64)> {
+        let mut text = String::new();
+        self.send("GET /metrics", "")?.read_to_string(&mut text)?;
+        let count = |name: &str| {
+            let line = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix("_total "));
+            line.with_context(|| format!("{name} in the metrics"))?.trim().parse().context("a count")
+        };
+        Ok((count("temperd_drafted_tokens")?, count("temperd_accepted_tokens")?))
+    }
+
     /// A greedy answer of exactly so many tokens, piece by piece.
     pub fn stream(&self, ask: &Ask, tokens: usize) -> Result<Answer> {
         self.stream_to(ask, tokens, |_| ())
@@ -120,7 +133,7 @@ impl Endpoint {
         let (path, body) = self.body(ask, tokens);
         let sent = Instant::now();
         let reader = self.send(&format!("POST {path}"), &body.to_string())?;
-        let mut answer = Answer { sent, pieces: Vec::new(), text: String::new() };
+        let mut answer = Answer { sent, pieces: Vec::new(), text: String::new(), drafted: (0, 0) };
         let mut reason = None;
         let mut odd = String::new();
         for line in reader.lines() {
@@ -137,6 +150,9 @@ impl Endpoint {
                 answer.pieces.push(now);
                 answer.text.push_str(text);
                 piece(answer.pieces.len());
+            }
+            if let Some(drafted) = data["timings"]["draft_n"].as_u64() {
+                answer.drafted = (drafted, data["timings"]["draft_n_accepted"].as_u64().unwrap_or_default());
             }
             if let Some(found) = choice["finish_reason"].as_str() {
                 reason = Some(found.to_owned());

@@ -41,6 +41,8 @@ pub enum EngineEvent {
     Vocabulary(Arc<Prompter>),
     /// Requests can run.
     Ready(crate::wire::engine::Ready),
+    /// The KV cache has another size.
+    Resized(crate::wire::engine::Resized),
     /// Tokens.
     Step(crate::wire::engine::Step),
     /// Vectors of texts.

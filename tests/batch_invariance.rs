@@ -29,6 +29,8 @@ use temperd::wire::engine::{Load, Sampling, Start, Stop, to_engine};
 const SCHEDULES: u32 = 2;
 /// So few cells that ended sequences have to go while others run, and the cells be put in order.
 const CONTEXT: u32 = 1536;
+/// Cells that there are at first: the cache grows while sequences run.
+const FIRST: u32 = 256;
 /// Tokens that end an answer are out of the question, so that every answer is as long as asked for.
 const ENDS: std::ops::Range<u32> = 0..17;
 const JOB: &str = "TEMPERD_TEST_BARE_LOOP";
@@ -109,6 +111,7 @@ fn plain(schedule: &Schedule, model: &Path) -> Load {
         lookup_always: true,
         n_ubatch: schedule.n_ubatch,
         step_target_ms: schedule.step_target_ms,
+        first_context: FIRST,
         parallel: 3,
         context: CONTEXT,
         ..load(model)
@@ -153,6 +156,7 @@ fn run(schedule: &Schedule, load: Load) -> Vec<(Vec<u32>, Answer)> {
         (prompt, answer)
     });
     let answers: Vec<_> = answers.collect();
+    assert!(engine.allocated > FIRST, "the cache has not grown");
     // Rejected drafts leave cells between those of the sequences beside them.
     assert_eq!(rejected > 0, schedule.lookup, "{rejected} drafted tokens were rejected");
     answers

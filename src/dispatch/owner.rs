@@ -247,6 +247,9 @@ impl Owner {
                 self.prepare_queued();
             }
             EngineEvent::Ready(ready) => self.engine_ready(&ready),
+            EngineEvent::Resized(resized) => {
+                self.parts.status.update(|status| status.allocated_context = resized.allocated_context);
+            }
             EngineEvent::Step(step) => self.step(step, now()).await,
             EngineEvent::Embedded(embedded) => self.embedded(embedded),
             EngineEvent::Ended { reason } => {
@@ -283,7 +286,7 @@ impl Owner {
         log::info!(target: "temperd::dispatch", context = ready.context, gpu_layers = ready.gpu_layers,
             load_s = ready.load_s; "model ready: {}", ready.description);
         self.parts.status.update(|status| {
-            status.allocated_context = ready.context;
+            status.allocated_context = ready.allocated_context;
             if let Some(point) = &mut status.operating_point {
                 point.gpu_layers = ready.gpu_layers;
             }

@@ -184,6 +184,7 @@ impl Supervisor {
                     let _killed = process.end().await;
                     return End::Unusable(failed.message);
                 }
+                Some(from_engine::Frame::Resized(resized)) => EngineEvent::Resized(resized),
                 Some(from_engine::Frame::Step(step)) => EngineEvent::Step(step),
                 Some(from_engine::Frame::Embedded(embedded)) => EngineEvent::Embedded(embedded),
                 Some(from_engine::Frame::Tokenised(answer)) => {
@@ -244,6 +245,7 @@ fn load(config: &config::Engine) -> Load {
         batch_invariant: config.batch_invariant,
         lookup: config.lookup,
         lookup_always: false,
+        first_context: 0,
         step_target_ms: config.step_target_ms.unwrap_or(0),
         adapters: config.adapters.iter().map(adapter).collect(),
     }

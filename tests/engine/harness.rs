@@ -34,6 +34,8 @@ pub struct Engine {
     started: usize,
     ended: usize,
     pub embedded: Vec<Embedded>,
+    /// Cells of the KV cache.
+    pub allocated: u32,
 }
 
 /// What came of a sequence.
@@ -94,6 +96,7 @@ impl Engine {
             started: 0,
             ended: 0,
             embedded: Vec::new(),
+            allocated: 0,
         };
         match engine.next() {
             from_engine::Frame::Hello(hello) => {
@@ -125,6 +128,7 @@ impl Engine {
                 other => panic!("before Ready came {other:?}"),
             }
         };
+        engine.allocated = ready.allocated_context;
         (engine, vocabulary, ready)
     }
 
@@ -155,6 +159,7 @@ impl Engine {
                 self.tokenised.insert(tokenised.id, tokenised);
             }
             from_engine::Frame::Embedded(embedded) => self.embedded.push(embedded),
+            from_engine::Frame::Resized(resized) => self.allocated = resized.allocated_context,
             other => panic!("unexpected {other:?}"),
         }
     }
@@ -284,6 +289,7 @@ pub fn load(path: &Path) -> Load {
         batch_invariant: false,
         lookup: true,
         lookup_always: false,
+        first_context: 0,
         step_target_ms: 150,
         adapters: Vec::new(),
     }

@@ -3,14 +3,16 @@
 
 use std::collections::HashMap;
 
-use llama_cpp_2::{LlamaStateSeqFlags, SeqState, context::LlamaContext};
+use llama_cpp_2::{LlamaStateSeqFlags, SeqState, context::LlamaContext, model::LlamaModel};
 
-use crate::{ledger::Ledger, load::Plan};
+use crate::{contexts::Contexts, elastic, ledger::Ledger, load::Plan};
 
 /// The context with its cells.
 pub struct Cells<'a> {
-    /// llama.cpp's context.
-    pub context: LlamaContext<'a>,
+    /// Absent only while another takes its place.
+    context: Option<LlamaContext<'a>>,
+    contexts: Contexts<'a>,
+    elastic: bool,
     free: Vec<i32>,
     /// A sequence id that holds cells nobody needs any more, and how many. With it no cell is filled again before a
     /// rebuild, so that the cells of each sequence stay in the order of its tokens: attention adds up in the order of
@@ -18,23 +20,45 @@ pub struct Cells<'a> {
     graveyard: Option<(i32, usize)>,
     /// Tokens that layers with a sliding window see.
     window: Option<usize>,
-    /// Kept where every row looks at all cells in use; nobody asks elsewhere.
-    ledger: Option<Ledger>,
+    /// How many are in use.
+    ledger: Ledger,
     /// Copies of the cells of sequence ids that have none.
     parked: HashMap<i32, SeqState>,
 }
 
 impl<'a> Cells<'a> {
     /// The plan's sequence ids; one more is the graveyard where cells must stay in order.
-    pub fn new(context: LlamaContext<'a>, plan: &Plan) -> Self {
+    pub fn new(context: LlamaContext<'a>, contexts: Contexts<'a>, plan: &Plan) -> Self {
         Self {
-            context,
+            context: Some(context),
+            contexts,
+            elastic: plan.elastic,
             free: (0..plan.slots).rev().collect(),
             graveyard: plan.batch_invariant.then_some((plan.slots, 0)),
             window: plan.window,
-            ledger: plan.looks_at_all.then(Ledger::default),
+            ledger: Ledger::default(),
             parked: HashMap::new(),
         }
+    }
+
+    /// llama.cpp's context.
+    pub fn context(&self) -> &LlamaContext<'a> {
+        self.context.as_ref().expect("a resize puts another in its place")
+    }
+
+    /// The same, to change it.
+    pub fn context_mut(&mut self) -> &mut LlamaContext<'a> {
+        self.context.as_mut().expect("a resize puts another in its place")
+    }
+
+    /// The model.
+    pub fn model(&self) -> &'a LlamaModel {
+        self.contexts.model()
+    }
+
+    /// Cells that are allocated.
+    pub fn allocated(&self) -> u32 {
+        self.context().n_ctx()
     }
 
     /// A sequence id that holds no cell.
@@ -54,7 +78,8 @@ impl<'a> Cells<'a> {
     /// # Errors
     /// Where llama.cpp does not give one; the cells are still there.
     pub fn park(&mut self, slot: i32, count: usize) -> Result<(), String> {
-        let state = self.context.state_seq_get(slot, LlamaStateSeqFlags::empty()).map_err(|error| error.to_string())?;
+        let state =
+            self.context().state_seq_get(slot, LlamaStateSeqFlags::empty()).map_err(|error| error.to_string())?;
         self.parked.insert(slot, state);
         self.remove(slot, 0, count);
         Ok(())
@@ -66,8 +91,9 @@ impl<'a> Cells<'a> {
     /// Where there is nothing parked or no room for it; `to` has no cells then.
     pub fn unpark(&mut self, from: i32, to: i32, count: usize) -> Result<(), String> {
         let state = self.parked.get(&from).ok_or_else(|| format!("nothing of slot {from} is parked"))?;
-        self.context.state_seq_set(state, to).map_err(|error| error.to_string())?;
-        let beyond = self.context.kv_cache_seq_rm(to, Some(position(count)), None);
+        let context = self.context.as_mut().expect("a resize puts another in its place");
+        context.state_seq_set(state, to).map_err(|error| error.to_string())?;
+        let beyond = context.kv_cache_seq_rm(to, Some(position(count)), None);
         beyond.map_err(|error| error.to_string())?;
         self.filled(to, count);
         Ok(())
@@ -75,14 +101,17 @@ impl<'a> Cells<'a> {
 
     /// Notes that a step has filled `count` more cells of `slot`.
     pub fn filled(&mut self, slot: i32, count: usize) {
-        if let Some(ledger) = &mut self.ledger {
-            ledger.grow(slot, count);
-        }
+        self.ledger.grow(slot, count);
     }
 
-    /// Cells in use, but for those in the graveyard; 0 where they are not counted.
+    /// Cells in use, but for those in the graveyard.
     pub fn used(&self) -> usize {
-        self.ledger.as_ref().map_or(0, Ledger::used)
+        self.ledger.used()
+    }
+
+    /// Cells that these sequence ids hold.
+    pub fn held_by(&self, slots: impl Iterator<Item = i32>) -> usize {
+        self.ledger.held_by(slots)
     }
 
     /// Lets `to`, which has none, hold the first `count` cells of `from` too. Nothing is copied: a cell has several owners.
@@ -90,18 +119,16 @@ impl<'a> Cells<'a> {
     /// # Errors
     /// A position that llama.cpp cannot count; `to` has no cells then.
     pub fn share(&mut self, from: i32, to: i32, count: usize) -> Result<(), String> {
-        let shared = self.context.kv_cache_seq_cp(from, to, Some(0), Some(position(count)));
+        let shared = self.context_mut().kv_cache_seq_cp(from, to, Some(0), Some(position(count)));
         shared.map_err(|error| error.to_string())?;
-        if let Some(ledger) = &mut self.ledger {
-            ledger.share(from, to, count);
-        }
+        self.ledger.share(from, to, count);
         Ok(())
     }
 
     /// Whether the cells of `slot` are enough to go on after its first `count` tokens. Layers with a sliding window give
     /// away what it has left behind; where the window's size is not known, none may be missing.
     pub fn reach(&self, slot: i32, count: usize) -> bool {
-        let first = usize::try_from(self.context.kv_cache_seq_pos_min(slot));
+        let first = usize::try_from(self.context().kv_cache_seq_pos_min(slot));
         first.is_ok_and(|first| first == 0 || self.window.is_some_and(|window| first + window <= count))
     }
 
@@ -110,17 +137,16 @@ impl<'a> Cells<'a> {
         if keep >= count {
             return;
         }
-        if let Some(ledger) = &mut self.ledger {
-            ledger.truncate(slot, keep);
-        }
+        self.ledger.truncate(slot, keep);
         let from = Some(position(keep));
         if let Some((graveyard, buried)) = &mut self.graveyard {
-            if let Err(error) = self.context.kv_cache_seq_cp(slot, *graveyard, from, None) {
+            *buried += count - keep;
+            let graveyard = *graveyard;
+            if let Err(error) = self.context_mut().kv_cache_seq_cp(slot, graveyard, from, None) {
                 tracing::error!("cells of slot {slot} could not be kept in order: {error}");
             }
-            *buried += count - keep;
         }
-        if let Err(error) = self.context.kv_cache_seq_rm(slot, from, None) {
+        if let Err(error) = self.context_mut().kv_cache_seq_rm(slot, from, None) {
             tracing::error!("cells of slot {slot} could not be removed: {error}");
         }
     }
@@ -135,29 +161,80 @@ impl<'a> Cells<'a> {
     /// # Errors
     /// Where llama.cpp does not take back what it gave; nothing is in the cache then.
     pub fn rebuild(&mut self) -> Result<(), String> {
-        let Some((graveyard, buried)) = &mut self.graveyard else { return Ok(()) };
-        *buried = 0;
-        self.context.kv_cache_seq_rm(*graveyard, None, None).map_err(|error| error.to_string())?;
-        let mut state = vec![0_u8; self.context.get_state_size()];
+        if self.graveyard.is_none() {
+            return Ok(());
+        }
+        let state = self.save()?;
+        self.context_mut().clear_kv_cache();
+        self.restore(&state)
+    }
+
+    /// Allocates another number of cells, at least as many as are in use. What they hold is saved, the old context freed
+    /// before the new one is made, and all of it restored: cells that several sequences share stay shared, and those in
+    /// the graveyard go. Where there is no memory for it, the size stays as it was.
+    ///
+    /// # Errors
+    /// Where not even that can be had again, or llama.cpp does not take back what it gave; nothing is in the cache then.
+    pub fn resize(&mut self, cells: u32) -> Result<(), String> {
+        let before = self.allocated();
+        let state = self.save()?;
+        self.context = None;
+        let made = self.contexts.make(cells).or_else(|error| {
+            tracing::warn!("the KV cache stays at {before} cells: {error}");
+            self.elastic = false;
+            self.contexts.make(before)
+        });
+        match made {
+            Ok(context) => self.context = Some(context),
+            Err(error) => {
+                // Nothing can be decoded without one, and the daemon starts another engine.
+                tracing::error!("{error}");
+                std::process::abort();
+            }
+        }
+        self.restore(&state)
+    }
+
+    /// The larger size for `rows` more tokens where none of the cells is free and `live` are those of running sequences;
+    /// `None` where others have to give way.
+    pub fn larger(&self, live: usize, rows: usize) -> Option<u32> {
+        self.elastic.then(|| elastic::larger(self.allocated(), live, rows, self.contexts.most())).flatten()
+    }
+
+    /// The smaller size at rest, if there is one that holds what is in use.
+    pub fn smaller(&self) -> Option<u32> {
+        self.elastic.then(|| elastic::smaller(self.allocated(), self.used(), self.contexts.most())).flatten()
+    }
+
+    /// The whole state but for the graveyard.
+    fn save(&mut self) -> Result<Vec<u8>, String> {
+        if let Some((graveyard, buried)) = &mut self.graveyard {
+            *buried = 0;
+            let graveyard = *graveyard;
+            self.context_mut().kv_cache_seq_rm(graveyard, None, None).map_err(|error| error.to_string())?;
+        }
+        let context = self.context();
+        let mut state = vec![0_u8; context.get_state_size()];
         // SAFETY: the buffer has the size that llama.cpp has just asked for, and only this thread uses the context.
-        let written = unsafe { self.context.copy_state_data(state.as_mut_ptr()) };
+        let written = unsafe { context.copy_state_data(state.as_mut_ptr()) };
         state.truncate(written);
-        self.context.clear_kv_cache();
-        // SAFETY: the bytes are those that this very context has just written.
-        let read = unsafe { self.context.set_state_data(&state) };
-        if read != written || written == 0 {
+        Ok(state)
+    }
+
+    fn restore(&mut self, state: &[u8]) -> Result<(), String> {
+        // SAFETY: the bytes are those that a context of the same model and settings has just written.
+        let read = unsafe { self.context_mut().set_state_data(state) };
+        if read != state.len() || read == 0 {
             self.clear();
-            return Err(format!("a rebuild of the KV cache read {read} of {written} bytes"));
+            return Err(format!("the KV cache took back {read} of {} bytes", state.len()));
         }
         Ok(())
     }
 
     /// Empties all cells. Sequence ids in use are still to be released.
     pub fn clear(&mut self) {
-        self.context.clear_kv_cache();
-        if let Some(ledger) = &mut self.ledger {
-            ledger.clear();
-        }
+        self.context_mut().clear_kv_cache();
+        self.ledger.clear();
         if let Some((_, buried)) = &mut self.graveyard {
             *buried = 0;
         }

@@ -8,14 +8,12 @@ use std::{
 
 use llama_cpp_2::{
     DecodeError,
-    context::LlamaContext,
     llama_batch::LlamaBatch,
-    model::LlamaModel,
     token::{LlamaToken, data_array::LlamaTokenDataArray},
     vocab::LlamaVocab,
 };
 use temperd::wire::engine::{
-    Finished, Heartbeat, SequenceOutput, Start, Step, TokenInfo, TopToken, from_engine::Frame,
+    Finished, Heartbeat, Resized, SequenceOutput, Start, Step, TokenInfo, TopToken, from_engine::Frame,
 };
 
 use crate::{
@@ -24,6 +22,7 @@ use crate::{
     cells::Cells,
     constraint::Constraints,
     curve::{Curve, Size},
+    heap,
     link::Link,
     load::Plan,
     lora::Adapters,
@@ -33,6 +32,8 @@ use crate::{
 
 mod compose;
 
+/// So many times nothing was to be done, 5 s apart, before cells are given back: a pause between two questions is shorter.
+const RESTS: u32 = 12;
 /// Share of the context's tokens that ended sequences may have parked.
 const PARKED: usize = 8;
 
@@ -56,6 +57,8 @@ pub struct Decoder<'a> {
     /// Seconds that copying a cell out took last.
     copying: f64,
     steps: u64,
+    /// How often [`Self::rest`] was called since the last step.
+    rested: u32,
     /// Outputs for the next Step frame.
     outputs: Vec<SequenceOutput>,
 
@@ -73,17 +76,16 @@ pub struct Decoder<'a> {
 impl<'a> Decoder<'a> {
     /// A decoder that goes by this plan.
     pub fn new(
-        model: &'a LlamaModel,
-        context: LlamaContext<'a>,
+        cells: Cells<'a>,
         (plan, curve): (Plan, Curve),
         (adapters, constraints): (Adapters, Constraints),
         link: &'a Link,
     ) -> Self {
-        let batch = LlamaBatch::new(context.n_batch() as usize, 1);
+        let batch = LlamaBatch::new(cells.context().n_batch() as usize, 1);
         Self {
             link,
-            vocab: model.vocab(),
-            cells: Cells::new(context, &plan),
+            vocab: cells.model().vocab(),
+            cells,
             constraints,
             plan,
             curve,
@@ -95,6 +97,7 @@ impl<'a> Decoder<'a> {
             kept: prefix::Cache::default(),
             copying: 0.0,
             steps: 0,
+            rested: 0,
             outputs: Vec::new(),
             batch,
             members: Vec::new(),
@@ -139,8 +142,7 @@ impl<'a> Decoder<'a> {
             return;
         };
         let made = self.constraints.matcher(&mut start).and_then(|matcher| {
-            let n_ctx = self.cells.context.n_ctx() as usize;
-            let mut sequence = Sequence::new(start, slot, adapter, self.vocab.n_tokens(), n_ctx)?;
+            let mut sequence = Sequence::new(start, slot, adapter, self.vocab.n_tokens(), self.plan.context)?;
             sequence.matcher = matcher;
             Ok(sequence)
         });
@@ -214,15 +216,16 @@ impl<'a> Decoder<'a> {
         self.draft();
         self.compose();
         self.steps += 1;
-        let began = Instant::now();
+        self.rested = 0;
+        let (began, allocated) = (Instant::now(), self.cells.allocated());
         if !self.decode() {
             return;
         }
-        self.cells.context.synchronize();
+        self.cells.context_mut().synchronize();
         let (size, seconds) = (self.size(), began.elapsed().as_secs_f64());
         if changed {
             self.turns.changed(seconds - self.curve.seconds(size));
-        } else {
+        } else if self.cells.allocated() == allocated {
             self.curve.observe(size, seconds);
         }
         for part in &self.parts {
@@ -267,7 +270,7 @@ impl<'a> Decoder<'a> {
             let Some((slot, count)) = self.kept.oldest() else { break };
             let began = Instant::now();
             let given_up = match self.cells.park(slot, count) {
-                Ok(()) => self.kept.park(slot, self.cells.context.n_ctx() as usize / PARKED),
+                Ok(()) => self.kept.park(slot, self.plan.context / PARKED),
                 Err(error) => {
                     tracing::warn!("cells of slot {slot} could not be parked: {error}");
                     self.kept.give_up(slot).into_iter().collect()
@@ -290,7 +293,7 @@ impl<'a> Decoder<'a> {
         if group == self.group {
             return Some(false);
         }
-        if let Err(error) = self.adapters.apply(&mut self.cells.context, group) {
+        if let Err(error) = self.adapters.apply(self.cells.context_mut(), group) {
             tracing::error!("adapter group {group}: {error}");
             self.fail_all(&format!("the engine could not change the adapter: {error}"));
             return None;
@@ -302,7 +305,7 @@ impl<'a> Decoder<'a> {
     /// Decodes what was composed. False where it could not, which those concerned have been told.
     fn decode(&mut self) -> bool {
         loop {
-            match self.cells.context.decode(&mut self.batch) {
+            match self.cells.context_mut().decode(&mut self.batch) {
                 Ok(()) => return true,
                 Err(DecodeError::NoKvCacheSlot) => match self.make_room() {
                     Ok(true) => {}
@@ -332,12 +335,20 @@ impl<'a> Decoder<'a> {
         }
     }
 
-    /// Frees cells that nobody needs now. A rebuild costs a copy of all the others, so it is not done for a few.
+    /// Allocates more cells where what runs fills them, else frees those that nobody needs now. A rebuild costs a copy of
+    /// all the others, so it is not done for a few.
     fn make_room(&mut self) -> Result<bool, String> {
+        let live = self.cells.held_by(self.sequences.iter().map(|sequence| sequence.slot));
+        let rows = usize::try_from(self.batch.n_tokens()).unwrap_or_default();
+        if let Some(size) = self.cells.larger(live, rows) {
+            let before = self.cells.allocated();
+            self.resize(size)?;
+            return Ok(self.cells.allocated() > before);
+        }
         if !self.plan.batch_invariant {
             return Ok(self.evict());
         }
-        if self.cells.buried() < self.cells.context.n_ctx() as usize / 8 {
+        if self.cells.buried() < self.cells.allocated() as usize / 8 {
             for _ in 0..self.kept.len().div_ceil(2) {
                 self.evict();
             }
@@ -345,6 +356,38 @@ impl<'a> Decoder<'a> {
         let gained = self.cells.buried() > 0;
         self.cells.rebuild()?;
         Ok(gained)
+    }
+
+    /// Allocates so many cells, and tells the daemon how many there are.
+    fn resize(&mut self, size: u32) -> Result<(), String> {
+        let began = Instant::now();
+        self.cells.resize(size)?;
+        // The new context has no adapter yet.
+        let group = std::mem::replace(&mut self.group, adapters::NONE);
+        if group != self.group {
+            self.adapters.apply(self.cells.context_mut(), group)?;
+            self.group = group;
+        }
+        let (allocated, seconds) = (self.cells.allocated(), began.elapsed().as_secs_f64());
+        tracing::debug!("the KV cache has {allocated} cells, after {seconds:.3} s");
+        self.link.send(Frame::Resized(Resized { allocated_context: allocated }));
+        Ok(())
+    }
+
+    /// Called now and then while nothing runs: after some time the cells that nobody needs are given back.
+    pub fn rest(&mut self) {
+        self.rested += 1;
+        if self.rested < RESTS || !self.sequences.is_empty() {
+            return;
+        }
+        if let Some(size) = self.cells.smaller()
+            && let Err(error) = self.resize(size)
+        {
+            tracing::error!("{error}");
+            self.fail_all(&error);
+        }
+        heap::trim();
+        self.rested = 0;
     }
 
     /// Takes the rows of one sequence one after the other, as long as each was drafted rightly.
@@ -358,7 +401,7 @@ impl<'a> Decoder<'a> {
         let filled = sequence.cells() + drafted.0.len();
         let mut accepted = 0;
         for (row, nth) in (first..).zip(0..count) {
-            let logits = self.cells.context.get_logits_ith(row);
+            let logits = self.cells.context().get_logits_ith(row);
             let allowed = match sequence.allowed() {
                 Ok(allowed) => allowed,
                 Err(error) => {
@@ -370,7 +413,7 @@ impl<'a> Decoder<'a> {
             let cells = sequence.cells();
             let token = sequence.sampler.sample(logits, cells, allowed.as_ref(), &mut self.candidates);
             let id = u32::try_from(token.0).unwrap_or_default();
-            let full = sequence.cells() >= self.cells.context.n_ctx() as usize;
+            let full = sequence.cells() >= self.plan.context;
             self.bytes.clear();
             self.vocab.token_to_piece_into(token, &mut self.bytes, false, None);
             let mut taken = sequence.answer.take(id, &self.bytes, self.vocab.is_eog(token), full);

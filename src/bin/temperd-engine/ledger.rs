@@ -19,6 +19,17 @@ impl Ledger {
         self.holders.len() - self.free.len()
     }
 
+    /// Cells that any of these sequences holds.
+    pub fn held_by(&self, slots: impl Iterator<Item = i32>) -> usize {
+        let mut held = vec![false; self.holders.len()];
+        for name in slots.filter_map(|slot| self.held.get(&slot)).flatten() {
+            if let Some(held) = held.get_mut(*name) {
+                *held = true;
+            }
+        }
+        held.into_iter().filter(|held| *held).count()
+    }
+
     /// The sequence gets `count` cells of its own behind those that it has.
     pub fn grow(&mut self, slot: i32, count: usize) {
         let held = self.held.entry(slot).or_default();
@@ -116,6 +127,8 @@ mod tests {
                 }
                 let distinct: HashSet<u32> = model.values().flatten().copied().collect();
                 prop_assert_eq!(ledger.used(), distinct.len());
+                let of_two: HashSet<u32> = [0, 3].iter().filter_map(|slot| model.get(slot)).flatten().copied().collect();
+                prop_assert_eq!(ledger.held_by([0, 3].into_iter()), of_two.len());
             }
         }
     }

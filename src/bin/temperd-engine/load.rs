@@ -13,7 +13,7 @@ use llama_cpp_2::{
 };
 use temperd::wire::engine::{Load, Loading, from_engine::Frame};
 
-use crate::{able, curve::Curve, link::Link, log::Errors, measure, threads};
+use crate::{able, contexts::Contexts, curve::Curve, elastic, link::Link, log::Errors, measure, threads};
 
 /// Most sequences of one context (llama.cpp's `LLAMA_MAX_SEQ`).
 const MAX_SEQUENCES: u32 = 256;
@@ -85,6 +85,10 @@ pub struct Plan {
     pub step_target_s: Option<f64>,
     /// Whether every row looks at all cells in use, not at those of its sequence alone: without flash attention.
     pub looks_at_all: bool,
+    /// Tokens of the KV cache at most.
+    pub context: usize,
+    /// Whether the cache is allocated as it is needed, since all of it can be moved.
+    pub elastic: bool,
     /// Whether ended sequences are parked outside the cache where their cells would slow down others.
     pub parks: bool,
     /// Whether flash attention has a kernel that goes tile by tile.
@@ -117,6 +121,8 @@ pub fn plan(model: &LlamaModel, load: &Load) -> Result<Plan, String> {
         batch_invariant: load.batch_invariant,
         step_target_s: (load.step_target_ms > 0).then(|| f64::from(load.step_target_ms) / 1e3),
         looks_at_all: load.flash_attention == "off",
+        context: elastic::rounded(load.context) as usize,
+        elastic: keeps_cells && window.is_none(),
         parks: load.flash_attention == "off" && keeps_cells && window.is_none(),
         tiles: load.flash_attention != "off" && load.kv_type_k == "f16" && load.kv_type_v == "f16",
     })
@@ -185,30 +191,27 @@ pub fn with_threads(
     Ok(load)
 }
 
-/// Creates the context, decodes once, so that the first request pays for no first touch of memory, and measures steps.
+/// Creates the first context, decodes once, so that the first request pays for no first touch of memory, and measures
+/// steps. A cache whose cells cannot be moved has all its cells at once.
 ///
 /// # Errors
 /// Why not.
 pub fn context<'model>(
-    backend: &LlamaBackend,
-    errors: &Errors,
-    model: &'model LlamaModel,
+    contexts: &Contexts<'model>,
     load: &Load,
     plan: &Plan,
 ) -> Result<(LlamaContext<'model>, Curve), String> {
-    let params = params(load, u32::try_from(plan.slots).unwrap_or(1) + u32::from(plan.batch_invariant))?;
-    errors.clear();
-    let mut context = model.new_context(backend, params).map_err(|error| {
-        let reason = errors.reason(&error.to_string());
-        format!("a context of {} tokens (K {}, V {}): {reason}", load.context, load.kv_type_k, load.kv_type_v)
-    })?;
+    let most = contexts.most();
+    let first = if load.first_context > 0 { elastic::rounded(load.first_context) } else { elastic::FIRST };
+    let mut context = contexts.make(if plan.elastic { first.min(most) } else { most })?;
     if context.n_batch() < load.parallel {
         let (batch, parallel) = (context.n_batch(), load.parallel);
         return Err(format!("n_batch {batch} is less than parallel {parallel}: each sequence needs a row of a step"));
     }
+    let model = contexts.model();
     let warmed = warm_up(model, &mut context)
         .and_then(|()| measure::measure(&mut context, measure::first_token(model), plan.keeps_cells));
-    let curve = warmed.map_err(|error| format!("first decode: {}", errors.reason(&error)))?;
+    let curve = warmed.map_err(|error| format!("first decode: {}", contexts.reason(&error)))?;
     context.reset_timings();
     Ok((context, curve))
 }

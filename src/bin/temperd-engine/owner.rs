@@ -13,7 +13,10 @@ use llama_cpp_2::{context::LlamaContext, llama_backend::LlamaBackend, model::Lla
 use temperd::wire::engine::{Heartbeat, Load, LoadFailed, Ready, SequenceOutput, Step, from_engine::Frame};
 
 use crate::{
-    able, attention, constraint,
+    able, attention,
+    cells::Cells,
+    constraint,
+    contexts::Contexts,
     decode::Decoder,
     embed::{self, Embedder},
     heap,
@@ -95,19 +98,21 @@ fn serve(around: &Surroundings, load: &Load, commands: &Receiver<Command>) -> Re
     let load = &attention::decide(backend, errors, &model, load)
         .map_err(|error| format!("a first step: {}", errors.reason(&error)))?;
     let plan = load::plan(&model, load)?;
-    let (context, curve) = load::context(backend, errors, &model, load, &plan)?;
+    let contexts = Contexts::new(backend, errors, &model, load, &plan);
+    let (context, curve) = load::context(&contexts, load, &plan)?;
     heap::trim();
-    let ready = ready(around, load, &model, &context, began);
+    let ready = Ready { context: contexts.most(), ..ready(around, load, &model, &context, began) };
     link.send(Frame::Ready(Ready { adapters_failed: adapters.failed(), ..ready }));
     let embedder = Embedder::new(around, &model, load);
-    Ok(decode(Decoder::new(&model, context, (plan, curve), (adapters, constraints), link), embedder, link, commands))
+    let cells = Cells::new(context, contexts, &plan);
+    Ok(decode(Decoder::new(cells, (plan, curve), (adapters, constraints), link), embedder, link, commands))
 }
 
 fn ready(around: &Surroundings, load: &Load, model: &LlamaModel, context: &LlamaContext<'_>, began: Instant) -> Ready {
     // llama.cpp counts the output layer too.
     let all = model.n_layer() + 1;
     Ready {
-        context: context.n_ctx(),
+        allocated_context: context.n_ctx(),
         gpu_layers: match u32::try_from(load.gpu_layers) {
             _ if !around.backend.supports_gpu_offload() => 0,
             Ok(asked) => asked.min(all),
@@ -121,7 +126,7 @@ fn ready(around: &Surroundings, load: &Load, model: &LlamaModel, context: &Llama
         load_s: began.elapsed().as_secs_f64(),
         description: vocabulary::description(model),
         embedding_length: u32::try_from(model.n_embd_out()).unwrap_or_default(),
-        adapters_failed: Vec::new(),
+        ..Ready::default()
     }
 }
 
@@ -170,6 +175,9 @@ fn decode(
         }
         decoder.flush();
         if beat.elapsed() >= if idle { IDLE } else { AT_WORK } {
+            if idle {
+                decoder.rest();
+            }
             link.send(Frame::Heartbeat(decoder.heartbeat()));
             beat = Instant::now();
         }

@@ -76,7 +76,7 @@ impl Decoder<'_> {
         let group = self.group;
         let here = |sequence: &Sequence| sequence.adapter == group;
         let reading = self.sequences.iter().any(|sequence| here(sequence) && !sequence.answering());
-        let context = self.cells.context.n_ctx() as usize;
+        let context = self.plan.context;
         let drafts: Vec<Option<lookup::Draft>> = (self.sequences.iter_mut())
             .map(|sequence| {
                 let most = (sequence.answer.left() - 1).min(context.saturating_sub(sequence.tokens().len()));
@@ -84,7 +84,7 @@ impl Decoder<'_> {
             })
             .collect();
         let running = self.sequences.iter().filter(|sequence| here(sequence)).count();
-        let room = (self.cells.context.n_ubatch() as usize).saturating_sub(running);
+        let room = (self.cells.context().n_ubatch() as usize).saturating_sub(running);
         let lengths = if self.plan.lookup_always {
             lookup::all(&drafts, room)
         } else {
@@ -128,7 +128,7 @@ impl Decoder<'_> {
     fn room(&self) -> usize {
         let rows_of = |wish: &Wish| if let Due::Token { drafted } = wish.due { 1 + drafted } else { 0 };
         let answers: usize = self.wishes.iter().map(rows_of).sum();
-        let all = self.cells.context.n_ubatch() as usize;
+        let all = self.cells.context().n_ubatch() as usize;
         let most = all.saturating_sub(answers).max(1);
         if !self.wishes.iter().any(|wish| matches!(wish.due, Due::Prompt(_))) {
             return most;

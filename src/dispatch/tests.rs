@@ -16,8 +16,8 @@ use crate::{
     telemetry::metrics::Metrics,
     wire::{
         engine::{
-            AdapterFailed, Embed, Embedded, Finished, Hello, Ready, SequenceOutput, Start, Step, ToEngine, Tokenised,
-            Vector, Vocabulary, to_engine::Frame,
+            AdapterFailed, Embed, Embedded, Finished, Hello, Ready, Resized, SequenceOutput, Start, Step, ToEngine,
+            Tokenised, Vector, Vocabulary, to_engine::Frame,
         },
         v1,
     },
@@ -145,6 +145,23 @@ fn prompter() -> Prompter {
 fn adapters() -> Vec<Adapter> {
     let adapter = |name: &str| Adapter { name: name.into(), path: "x.gguf".into(), scale: 0.5 };
     vec![adapter("polite"), adapter("brief")]
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_status_says_how_many_cells_are_allocated() {
+    let rig = Rig::new(4, 4);
+    rig.event(EngineEvent::Loading).await;
+    rig.event(EngineEvent::Vocabulary(Arc::new(prompter()))).await;
+    let mut status = rig.status.watch();
+    let ready = Ready { context: CONTEXT, allocated_context: 32, ..Ready::default() };
+    for (event, cells) in [
+        (EngineEvent::Ready(ready), 32),
+        (EngineEvent::Resized(Resized { allocated_context: 64 }), 64),
+        (EngineEvent::Ended { reason: "it was killed".into() }, 0),
+    ] {
+        rig.event(event).await;
+        status.wait_for(|status| status.allocated_context == cells).await.expect("the owner lives");
+    }
 }
 
 fn for_adapter(id: &str, name: &str) -> Request {

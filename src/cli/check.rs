@@ -4,9 +4,11 @@
 use std::{
     fmt,
     io::{self, Write},
+    time::Instant,
 };
 
 use super::{CliError, RunArgs};
+use crate::board::{Board, host};
 
 mod adapters;
 mod broker;
@@ -75,7 +77,9 @@ pub async fn run(args: RunArgs) -> Result<(), CliError> {
         worst.add(adapters::adapter(adapter, summary.as_ref()));
     }
     worst.add(local::engine(config.engine.path.as_deref()));
-    worst.add(local::memory(&config.board_root, summary.map(|summary| local::need(&summary, &config.engine))));
+    let sample = Board::open(&config.board_root, &host::own_cgroup().unwrap_or_default()).sample(Instant::now());
+    let need = summary.map(|summary| local::need(&summary, &config.engine));
+    worst.add(local::memory(&config.board_root, &sample.memory, need));
     worst.add(local::cpus(&config.board_root, &config.engine));
     worst.add(local::socket(&config.socket.path));
     match &config.mqtt {

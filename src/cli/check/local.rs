@@ -1,7 +1,7 @@
 //! Findings on this machine: model file, engine, memory, CPUs, socket.
 
 use std::{
-    fs,
+    fmt, fs,
     io::ErrorKind,
     os::unix::{fs::FileTypeExt, net::UnixStream},
     path::Path,
@@ -11,7 +11,7 @@ use rustix::fs::{Access, access};
 
 use super::Finding;
 use crate::{
-    board::{self, memory::Memory},
+    board::{self, Reading, memory::Memory, units::Bytes},
     config::{Engine, KvType},
     engine::locate::locate,
     gguf::{self, Summary},
@@ -66,23 +66,24 @@ pub(super) fn engine(configured: Option<&Path>) -> Finding {
     }
 }
 
-pub(super) fn memory(root: &Path, need: Option<Need>) -> Finding {
-    match board::memory::read(root) {
-        Ok(memory) => enough(memory, need),
-        Err(error) => unreadable("memory", root, "proc/meminfo", &error),
+/// The board's; limits of our cgroup are those of this shell, and not of the daemon.
+pub(super) fn memory(root: &Path, reading: &Reading<Memory>, need: Option<Need>) -> Finding {
+    match reading {
+        Ok(memory) => enough(memory.meminfo.total, memory.meminfo.available(), need),
+        Err(error) => unreadable("memory", root, "proc/meminfo", error),
     }
 }
 
-fn enough(memory: Memory, need: Option<Need>) -> Finding {
+fn enough(Bytes(total): Bytes, Bytes(available): Bytes, need: Option<Need>) -> Finding {
     const THING: &str = "memory";
-    let have = format!("{} of {} available", mib(memory.available), mib(memory.total));
+    let have = format!("{} of {} available", mib(available), mib(total));
     let Some(Need { model, cache }) = need else { return Finding::ok(THING, have) };
     let sum = model.saturating_add(cache);
     let text = format!("{have}, needed {} (model {}, KV cache {})", mib(sum), mib(model), mib(cache));
-    if sum > memory.total {
+    if sum > total {
         let remedy = "it cannot run on this board: lower `engine.context`, or take a smaller model or quantisation";
         Finding::problem(THING, format!("{text}; {remedy}"))
-    } else if sum > memory.available {
+    } else if sum > available {
         let remedy = "where temperd is not running already: end other programs, or lower `engine.context`";
         Finding::warn(THING, format!("{text}; {remedy}"))
     } else {
@@ -108,7 +109,7 @@ fn threads(cpus: u32, threads: u32) -> Finding {
     Finding::ok("cpu", format!("{cpus} CPUs for {threads} threads"))
 }
 
-fn unreadable(thing: &'static str, root: &Path, file: &str, error: &std::io::Error) -> Finding {
+fn unreadable(thing: &'static str, root: &Path, file: &str, error: &impl fmt::Display) -> Finding {
     let path = root.join(file);
     Finding::warn(thing, format!("{}: {error}; is `--board-root` right?", path.display()))
 }
@@ -152,10 +153,11 @@ fn mib(bytes: u64) -> String {
 
 #[cfg(test)]
 mod tests {
-    use std::os::unix::net::UnixListener;
+    use std::{os::unix::net::UnixListener, time::Instant};
 
     use super::*;
     use crate::{
+        board::Board,
         cli::check::Grade,
         config::{self, Machine, Overrides},
     };
@@ -164,12 +166,11 @@ mod tests {
 
     #[test]
     fn what_can_never_fit_is_a_problem_what_does_not_fit_now_a_warning() {
-        let memory = Memory { total: 8 * GIB, available: 4 * GIB };
-        let grade = |model, cache| enough(memory, Some(Need { model, cache })).grade;
+        let grade = |model, cache| enough(Bytes(8 * GIB), Bytes(4 * GIB), Some(Need { model, cache })).grade;
         assert_eq!(grade(7 * GIB, 2 * GIB), Grade::Problem);
         assert_eq!(grade(3 * GIB, 2 * GIB), Grade::Warn);
         assert_eq!(grade(3 * GIB, GIB), Grade::Ok);
-        assert_eq!(enough(memory, None).text, "4096 MiB of 8192 MiB available");
+        assert_eq!(enough(Bytes(8 * GIB), Bytes(4 * GIB), None).text, "4096 MiB of 8192 MiB available");
     }
 
     fn summary(kv_bytes_per_token: Option<u64>) -> Summary {
@@ -221,10 +222,11 @@ mod tests {
     #[test]
     fn readings_come_from_below_the_root() {
         let root = tempfile::tempdir().unwrap();
-        assert_eq!(memory(root.path(), None).grade, Grade::Warn);
+        let memory = |root| memory(root, &Board::open(root, "").sample(Instant::now()).memory, None);
+        assert_eq!(memory(root.path()).grade, Grade::Warn);
         fs::create_dir_all(root.path().join("proc")).unwrap();
         fs::write(root.path().join("proc/meminfo"), "MemTotal: 2048 kB\nMemAvailable: 1024 kB\n").unwrap();
-        assert_eq!(memory(root.path(), None), Finding::ok("memory", "1 MiB of 2 MiB available"));
+        assert_eq!(memory(root.path()), Finding::ok("memory", "1 MiB of 2 MiB available"));
     }
 
     #[test]

@@ -11,6 +11,7 @@ use super::{CliError, RunArgs};
 use crate::board::{Board, host};
 
 mod adapters;
+mod board;
 mod broker;
 mod local;
 
@@ -77,10 +78,12 @@ pub async fn run(args: RunArgs) -> Result<(), CliError> {
         worst.add(adapters::adapter(adapter, summary.as_ref()));
     }
     worst.add(local::engine(config.engine.path.as_deref()));
-    let sample = Board::open(&config.board_root, &host::own_cgroup().unwrap_or_default()).sample(Instant::now());
+    let mut board = Board::open(&config.board_root, &host::own_cgroup().unwrap_or_default());
+    let sample = board.sample(Instant::now());
     let need = summary.map(|summary| local::need(&summary, &config.engine));
     worst.add(local::memory(&config.board_root, &sample.memory, need));
     worst.add(local::cpus(&config.board_root, &config.engine));
+    board::board(board.identity(), &sample).into_iter().for_each(|finding| worst.add(finding));
     worst.add(local::socket(&config.socket.path));
     match &config.mqtt {
         None => worst.add(Finding::ok("broker", "none is configured; temperd will be on the socket alone")),

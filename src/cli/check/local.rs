@@ -77,7 +77,7 @@ pub(super) fn memory(root: &Path, reading: &Reading<Memory>, need: Option<Need>)
 fn enough(Bytes(total): Bytes, Bytes(available): Bytes, need: Option<Need>) -> Finding {
     const THING: &str = "memory";
     let have = format!("{} of {} available", mib(available), mib(total));
-    let Some(Need { model, cache }) = need else { return Finding::ok(THING, have) };
+    let Some(Need { model, cache }) = need else { return low(available, total, have) };
     let sum = model.saturating_add(cache);
     let text = format!("{have}, needed {} (model {}, KV cache {})", mib(sum), mib(model), mib(cache));
     if sum > total {
@@ -87,8 +87,17 @@ fn enough(Bytes(total): Bytes, Bytes(available): Bytes, need: Option<Need>) -> F
         let remedy = "where temperd is not running already: end other programs, or lower `engine.context`";
         Finding::warn(THING, format!("{text}; {remedy}"))
     } else {
-        Finding::ok(THING, text)
+        low(available, total, text)
     }
+}
+
+/// A tenth is where earlyoom, where it is installed, begins to end programs.
+fn low(available: u64, total: u64, text: String) -> Finding {
+    if available <= total / 10 {
+        let remedy = "that is little: end other programs, or earlyoom and the kernel soon will";
+        return Finding::warn("memory", format!("{text}; {remedy}"));
+    }
+    Finding::ok("memory", text)
 }
 
 pub(super) fn cpus(root: &Path, engine: &Engine) -> Finding {
@@ -171,6 +180,14 @@ mod tests {
         assert_eq!(grade(3 * GIB, 2 * GIB), Grade::Warn);
         assert_eq!(grade(3 * GIB, GIB), Grade::Ok);
         assert_eq!(enough(Bytes(8 * GIB), Bytes(4 * GIB), None).text, "4096 MiB of 8192 MiB available");
+    }
+
+    #[test]
+    fn little_memory_is_a_warning_whatever_is_needed() {
+        let grade = |available, need| enough(Bytes(10 * GIB), Bytes(available), need).grade;
+        assert_eq!(grade(GIB, None), Grade::Warn);
+        assert_eq!(grade(GIB, Some(Need { model: 1, cache: 1 })), Grade::Warn);
+        assert_eq!(grade(GIB + 1, None), Grade::Ok);
     }
 
     fn summary(kv_bytes_per_token: Option<u64>) -> Summary {

@@ -9,6 +9,8 @@ use std::{
     time::Duration,
 };
 
+use crate::governor::{Bytes, Celsius, Ladder};
+
 pub mod file;
 pub mod machine;
 pub mod valid;
@@ -26,6 +28,8 @@ pub struct Config {
     pub node: String,
     /// `[limits]`
     pub limits: Limits,
+    /// `[governor]`
+    pub governor: Governor,
     /// `[telemetry]`
     pub telemetry: Telemetry,
     /// `[log]`
@@ -244,6 +248,23 @@ pub struct Limits {
     pub max_tokens: u32,
     /// Connections to the socket.
     pub connections: u32,
+}
+
+/// What the governor keeps to; [`crate::governor::Limits::new`] adds what the board is.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Governor {
+    /// Memory that stays available to others; `None`: by the memory of the board.
+    pub reserve: Option<Bytes>,
+    /// Less is an emergency; `None`: by the memory of the board, and below the reserve.
+    pub critical: Option<Bytes>,
+    /// Temperature that is steered for; `None`: below the board's lowest throttling trip.
+    pub set_point: Option<Celsius>,
+    /// Between two looks at the board.
+    pub interval: Duration,
+    /// Steps against low memory.
+    pub memory_ladder: Ladder,
+    /// Steps against heat.
+    pub thermal_ladder: Ladder,
 }
 
 /// What is published about the daemon.

@@ -12,6 +12,7 @@
 //! | [`chat`] | conversation → prompt | knows who asked |
 //! | [`constrain`] | schema or grammar → which tokens may follow | knows a sequence |
 //! | [`engine`] | the engine process and its frames | keeps a request |
+//! | [`governor`] | the operating point, from readings and time: pure | reads a clock, does I/O |
 //! | [`dispatch`] | every request from admission to its one outcome | knows a way in |
 //! | [`status`] | the status in force, for everyone to read | |
 //! | [`serve`] | the ways in: Unix socket (HTTP, gRPC) and MQTT | holds request state of its own beyond a connection |
@@ -30,6 +31,7 @@ pub mod daemon;
 pub mod dispatch;
 pub mod engine;
 pub mod gguf;
+pub mod governor;
 pub mod request;
 pub mod serve;
 pub mod status;

@@ -8,7 +8,10 @@ use std::{
 };
 
 use proptest::prelude::*;
-use temperd::config::{Config, ConfigErrors, KvType, Machine, Overrides, load, parse};
+use temperd::{
+    config::{Config, ConfigErrors, KvType, Machine, Overrides, load, parse},
+    governor::{Bytes, Celsius, Step},
+};
 
 fn machine() -> Machine {
     Machine { hostname: "box".into(), default_socket: Some(PathBuf::from("/run/temperd/temperd.sock")) }
@@ -106,7 +109,6 @@ fn features_to_come_say_so() {
         "[mqtt]\ninbox = \"disk\"",
         "[telemetry]\nhome_assistant = true",
         "[http]\nlisten = \"127.0.0.1:80\"",
-        "[governor]",
     ] {
         let error = error(text);
         assert!(error.contains("not available yet"), "{error}");
@@ -126,6 +128,10 @@ fn what_does_not_go_together() {
         ("[mqtt]\nurl = \"mqtts://b\"\ncert = \"c\"", "mqtt.cert: a client certificate needs its key"),
         ("[mqtt]\nurl = \"mqtts://b\"\nkey = \"k\"", "mqtt.key: a key needs its client certificate"),
         ("[mqtt]\nurl = \"mqtt://b\"\nca = \"c\"", "mqtt.ca: has no effect over `mqtt://`"),
+        (
+            "[governor]\nreserve_mib = 512\ncritical_mib = 512",
+            "governor.critical_mib: is 512, must be below governor.reserve_mib, 512 (line 3)",
+        ),
         (
             "[engine]\nbatch_invariant = true\n[[adapter]]\nname = \"a\"\npath = \"a.gguf\"",
             "engine.batch_invariant: does not hold with adapters",
@@ -162,6 +168,10 @@ fn single_values_out_of_range() {
         ("[engine]\ngpu_layers = -1", "engine.gpu_layers: is -1, must be 0 to 1000"),
         ("[engine]\nkv_type = \"q4_0\"", "engine.kv_type: is \"q4_0\", must be one of \"f16\", \"q8_0\", \"f16/q8_0\""),
         ("[engine]\nthreads = 9223372036854775808", "engine.threads: must be a whole number"),
+        ("[governor]\nreserve_mib = 1", "governor.reserve_mib: is 1, must be 64 to"),
+        ("[governor]\nset_point_c = 99", "governor.set_point_c: is 99, must be 40 to 98"),
+        ("[governor]\ninterval_ms = 50", "governor.interval_ms: is 50, must be 100 to 10000"),
+        ("[governor]\nmemory_ladder = \"trim\"", "governor.memory_ladder: must be a list of texts in quotes"),
         ("[telemetry]\nqos = 2", "telemetry.qos: is 2, must be 0 to 1"),
         ("[log]\nlevel = \"verbose\"", "log.level: is \"verbose\", must be one of"),
         ("[mqtt]\nresponse_topics = []", "mqtt.response_topics: has 0 filters"),
@@ -274,6 +284,36 @@ fn defaults_follow_what_they_depend_on() {
 }
 
 #[test]
+fn ladders_go_down_and_serve_their_purpose() {
+    let config = good(
+        "[governor]\nreserve_mib = 900\nset_point_c = 80\nmemory_ladder = [\"context 50\", \"unload\"]\n\
+         thermal_ladder = []",
+    );
+    assert_eq!(config.governor.reserve, Some(Bytes::mib(900)));
+    assert_eq!(config.governor.set_point, Some(Celsius(80.0)));
+    assert_eq!(config.governor.memory_ladder.steps(), [Step::Context(50), Step::Unload]);
+    assert_eq!(config.governor.thermal_ladder.steps(), []);
+    for (key, steps, expected) in [
+        ("memory_ladder", "\"context\"", "\"context\" is no step: there are \"trim\", \"context 75\""),
+        ("memory_ladder", "\"context 100\"", "\"context 100\" is no step"),
+        ("memory_ladder", "\"context 0\"", "\"context 0\" is no step"),
+        ("memory_ladder", "\"context 50\", \"context 50\"", "\"context 50\" must go below what comes before it"),
+        ("memory_ladder", "\"context 50\", \"trim\"", "\"trim\" must go below what comes before it"),
+        ("memory_ladder", "\"hold\", \"layers 0\"", "\"layers 0\" must go below what comes before it"),
+        ("memory_ladder", "\"unload\", \"hold\"", "\"hold\" must go below what comes before it"),
+        ("memory_ladder", "\"pace\"", "\"pace\" does not free memory"),
+        ("thermal_ladder", "\"layers 50\", \"pace\"", "\"pace\" must go below what comes before it"),
+        ("thermal_ladder", "\"context 50\"", "\"context 50\" does not cool"),
+        ("thermal_ladder", "\"unload\"", "\"unload\" does not cool"),
+    ] {
+        let error = error(&format!("[governor]\n{key} = [{steps}]"));
+        assert!(error.starts_with(&format!("governor.{key}: {expected}")), "{error}");
+    }
+    let both = errors("[governor]\nmemory_ladder = [\"cache\", \"layer 0\"]\ninterval_ms = 0");
+    assert_eq!(both.len(), 3, "{both:?}");
+}
+
+#[test]
 fn no_place_for_the_socket_says_what_to_do() {
     let homeless = Machine { default_socket: None, ..machine() };
     let error = parse("", with_model(), &homeless).unwrap_err().to_string();
@@ -300,6 +340,8 @@ fn nearly() -> impl Strategy<Value = String> {
             "socket",
             "mqtt",
             "limits",
+            "governor",
+            "memory_ladder",
             "log",
             "model",
             "context",

@@ -82,6 +82,7 @@ pub struct File {
     pub socket: SocketKeys,
     pub mqtt: MqttKeys,
     pub limits: LimitKeys,
+    pub governor: GovernorKeys,
     pub telemetry: TelemetryKeys,
     pub log: LogKeys,
     pub adapters: Vec<AdapterKeys>,
@@ -147,6 +148,18 @@ pub struct LimitKeys {
     pub drain_s: Setting<i64>,
     pub max_tokens: Setting<i64>,
     pub connections: Setting<i64>,
+}
+
+/// `[governor]`
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+#[allow(missing_docs, reason = "the keys are described in config.example.toml")]
+pub struct GovernorKeys {
+    pub reserve_mib: Setting<i64>,
+    pub critical_mib: Setting<i64>,
+    pub set_point_c: Setting<i64>,
+    pub interval_ms: Setting<i64>,
+    pub memory_ladder: Setting<Vec<String>>,
+    pub thermal_ladder: Setting<Vec<String>>,
 }
 
 /// `[telemetry]`
@@ -221,11 +234,11 @@ pub(super) fn read(text: &str, errors: &mut Vec<String>) -> Option<(File, Vec<St
     Some((file, known))
 }
 
-const SECTIONS: [&str; 6] = ["engine", "socket", "mqtt", "limits", "telemetry", "log"];
+const SECTIONS: [&str; 7] = ["engine", "socket", "mqtt", "limits", "governor", "telemetry", "log"];
 /// The section that may be there several times.
 const ADAPTER: &str = "adapter";
 /// Sections of later versions.
-const LATER: [&str; 3] = ["http", "governor", "profile"];
+const LATER: [&str; 2] = ["http", "profile"];
 const NOT_YET: &str = "not available yet; leave it out";
 
 type Keys<'i> = BTreeMap<String, Written<'i>>;
@@ -308,13 +321,22 @@ impl Reader<'_> {
             max_tokens: self.get("max_tokens"),
             connections: self.get("connections"),
         };
+        self.section = "governor";
+        let governor = GovernorKeys {
+            reserve_mib: self.get("reserve_mib"),
+            critical_mib: self.get("critical_mib"),
+            set_point_c: self.get("set_point_c"),
+            interval_ms: self.get("interval_ms"),
+            memory_ladder: self.get("memory_ladder"),
+            thermal_ladder: self.get("thermal_ladder"),
+        };
         self.section = "telemetry";
         let telemetry =
             TelemetryKeys { interval_s: self.get("interval_s"), qos: self.get("qos"), format: self.get("format") };
         self.later("home_assistant");
         self.section = "log";
         let log = LogKeys { level: self.get("level"), format: self.get("format") };
-        File { engine, socket, mqtt, limits, telemetry, log, adapters: self.adapters() }
+        File { engine, socket, mqtt, limits, governor, telemetry, log, adapters: self.adapters() }
     }
 
     /// Each is read as if it were the only one.

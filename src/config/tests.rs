@@ -7,7 +7,7 @@ use super::*;
 const EXAMPLE: &str = include_str!("../../config.example.toml");
 
 /// Keys that have no default; the file says so of each.
-const WITHOUT_DEFAULT: [&str; 15] = [
+const WITHOUT_DEFAULT: [&str; 18] = [
     "engine.model",
     "engine.threads",
     "engine.threads_batch",
@@ -23,6 +23,9 @@ const WITHOUT_DEFAULT: [&str; 15] = [
     "mqtt.ca",
     "mqtt.cert",
     "mqtt.key",
+    "governor.reserve_mib",
+    "governor.critical_mib",
+    "governor.set_point_c",
 ];
 
 /// The machine whose defaults the file shows.
@@ -92,4 +95,5 @@ fn each_key_without_a_default_has_no_effect_unless_it_is_written() {
     assert_eq!((config.mqtt, config.engine.path), (None, None));
     assert_eq!((config.engine.threads, config.engine.threads_batch), (None, None));
     assert_eq!((config.socket.group, config.socket.allow_uids), (None, None));
+    assert_eq!((config.governor.reserve, config.governor.critical, config.governor.set_point), (None, None, None));
 }

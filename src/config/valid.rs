@@ -12,6 +12,7 @@ use super::{
 };
 
 mod adapters;
+mod governor;
 mod mqtt;
 
 /// Bytes of a socket's path: `sun_path` has 108, one of them for the terminator.
@@ -39,6 +40,7 @@ pub fn check(file: File, overrides: Overrides, machine: &Machine, errors: &mut V
     let node = mqtt::node(file.mqtt.node.clone().overridden(overrides.node, "--node"), machine, &mut check);
     let mqtt = mqtt::mqtt(file.mqtt, overrides.mqtt, node.as_deref(), &mut check);
     let limits = limits(file.limits, engine.context, &mut check);
+    let governor = governor::governor(file.governor, &mut check);
     let telemetry = telemetry(file.telemetry, &mut check);
     let log = log(file.log, &mut check);
     Some(Config {
@@ -47,6 +49,7 @@ pub fn check(file: File, overrides: Overrides, machine: &Machine, errors: &mut V
         mqtt,
         node: node?,
         limits,
+        governor,
         telemetry,
         log,
         board_root: overrides.board_root.unwrap_or_else(|| PathBuf::from("/")),

@@ -202,6 +202,9 @@ pub fn context<'model>(
     plan: &Plan,
 ) -> Result<(LlamaContext<'model>, Curve), String> {
     let most = contexts.most();
+    if plan.elastic {
+        could_be(load, most)?;
+    }
     let first = if load.first_context > 0 { elastic::rounded(load.first_context) } else { elastic::FIRST };
     let mut context = contexts.make(if plan.elastic { first.min(most) } else { most })?;
     if context.n_batch() < load.parallel {
@@ -214,6 +217,25 @@ pub fn context<'model>(
     let curve = warmed.map_err(|error| format!("first decode: {}", contexts.reason(&error)))?;
     context.reset_timings();
     Ok((context, curve))
+}
+
+/// A cache that grows must not be promised where it could never be: larger than all memory there is. How much of that is
+/// free is another matter, and changes.
+fn could_be(load: &Load, cells: u32) -> Result<(), String> {
+    let summary = temperd::gguf::inspect(Path::new(&load.model)).map_err(|error| error.to_string())?;
+    // In q8_0 a block of 32 values takes 34 bytes, in f16 64; K and V are halves.
+    let half = |name: &str| if name == "q8_0" { 17 } else { 32 };
+    let share = half(&load.kv_type_k) + half(&load.kv_type_v);
+    let bytes = u64::from(cells).saturating_mul(summary.kv_bytes_per_token.unwrap_or(0)).saturating_mul(share) / 64;
+    let memory = rustix::system::sysinfo();
+    let all = u64::from(memory.totalram).saturating_mul(u64::from(memory.mem_unit));
+    if bytes > all {
+        let (context, needs, all) = (load.context, bytes >> 20, all >> 20);
+        return Err(format!(
+            "a context of {context} tokens takes {needs} MiB, and the machine has {all} MiB; set engine.context lower"
+        ));
+    }
+    Ok(())
 }
 
 /// What every context of this model has in common, for so many sequences.

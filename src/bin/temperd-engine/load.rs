@@ -203,6 +203,8 @@ pub fn context<'model>(
 ) -> Result<(LlamaContext<'model>, Curve), String> {
     let most = contexts.most();
     if plan.elastic {
+        // The first context is smaller than the one that was asked for, and would hide what cannot be.
+        params(load, 1)?;
         could_be(load, most)?;
     }
     let first = if load.first_context > 0 { elastic::rounded(load.first_context) } else { elastic::FIRST };
@@ -228,7 +230,7 @@ fn could_be(load: &Load, cells: u32) -> Result<(), String> {
     let share = half(&load.kv_type_k) + half(&load.kv_type_v);
     let bytes = u64::from(cells).saturating_mul(summary.kv_bytes_per_token.unwrap_or(0)).saturating_mul(share) / 64;
     let memory = rustix::system::sysinfo();
-    let all = u64::from(memory.totalram).saturating_mul(u64::from(memory.mem_unit));
+    let all = memory.totalram.saturating_mul(u64::from(memory.mem_unit));
     if bytes > all {
         let (context, needs, all) = (load.context, bytes >> 20, all >> 20);
         return Err(format!(

@@ -285,7 +285,7 @@ fn kv_type(name: &str) -> Result<KvCacheType, String> {
 ///
 /// # Errors
 /// A step that fails.
-pub fn warm_up(model: &LlamaModel, context: &mut LlamaContext<'_>) -> Result<(), String> {
+fn warm_up(model: &LlamaModel, context: &mut LlamaContext<'_>) -> Result<(), String> {
     let mut batch = LlamaBatch::new(1, 1);
     batch.add(measure::first_token(model), 0, &[0], true).map_err(|error| error.to_string())?;
     context.decode(&mut batch).map_err(|error| error.to_string())?;

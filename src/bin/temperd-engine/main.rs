@@ -14,7 +14,6 @@
 
 mod able;
 mod adapters;
-mod attention;
 mod batch;
 mod cells;
 mod constraint;

@@ -94,7 +94,7 @@ fn cells(
 ///
 /// # Errors
 /// A step or a copy that fails.
-pub fn deepen(
+fn deepen(
     context: &mut LlamaContext<'_>,
     batch: &mut LlamaBatch<'_>,
     token: LlamaToken,
@@ -178,7 +178,7 @@ pub fn first_token(model: &LlamaModel) -> LlamaToken {
 ///
 /// # Errors
 /// A step that fails.
-pub fn step(
+fn step(
     context: &mut LlamaContext<'_>,
     batch: &mut LlamaBatch<'_>,
     (token, from): (LlamaToken, usize),

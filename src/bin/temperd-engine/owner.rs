@@ -13,7 +13,7 @@ use llama_cpp_2::{context::LlamaContext, llama_backend::LlamaBackend, model::Lla
 use temperd::wire::engine::{Heartbeat, Load, LoadFailed, Ready, SequenceOutput, Step, from_engine::Frame};
 
 use crate::{
-    able, attention,
+    able,
     cells::Cells,
     constraint,
     contexts::Contexts,
@@ -95,8 +95,7 @@ fn serve(around: &Surroundings, load: &Load, commands: &Receiver<Command>) -> Re
     let load = load::with_threads(backend, errors, &model, load.clone())?;
     // Before steps are measured, which it would slow down.
     let constraints = constraints.join();
-    let load = &attention::decide(backend, errors, &model, load)
-        .map_err(|error| format!("a first step: {}", errors.reason(&error)))?;
+    let load = &load;
     let plan = load::plan(&model, load)?;
     let contexts = Contexts::new(backend, errors, &model, load, &plan);
     let (context, curve) = load::context(&contexts, load, &plan)?;

@@ -74,8 +74,8 @@ fn draw(path: &Path, caption: &str, minutes: f64, lines: &[Line]) -> Result<()> 
     let degrees = ((coolest - 5.0) / 10.0).floor() * 10.0..TRIP + 4.0;
     let temperature = |point: &[f64; 5]| point[1];
     let limits = [("set-point", SET_POINT), ("the kernel throttles", TRIP)];
-    panel(&above, caption, "C", (minutes, degrees), lines, temperature, &limits).map_err(failed)?;
-    panel(&below, "", "pace, minutes", (minutes, 0.0..1.05), lines, |point| point[3], &[]).map_err(failed)?;
+    panel(&above, caption, "°C", (minutes, degrees), lines, temperature, &limits).map_err(failed)?;
+    panel(&below, "", "pace", (minutes, 0.0..1.05), lines, |point| point[3], &[]).map_err(failed)?;
     area.present().map_err(failed)
 }
 
@@ -91,13 +91,18 @@ fn panel(
     value: fn(&[f64; 5]) -> f64,
     limits: &[(&str, f64)],
 ) -> Result<(), Failed> {
+    let lowest = limits.is_empty();
     let mut builder = ChartBuilder::on(area);
-    builder.margin(8).margin_right(16).x_label_area_size(24).y_label_area_size(52);
+    builder.margin(8).margin_right(16).x_label_area_size(if lowest { 40 } else { 24 }).y_label_area_size(52);
     if !caption.is_empty() {
         builder.caption(caption, ("sans-serif", 17));
     }
     let mut chart = builder.build_cartesian_2d(0.0..minutes, range)?;
-    chart.configure_mesh().y_desc(label).y_labels(6).light_line_style(WHITE).draw()?;
+    let mut mesh = chart.configure_mesh();
+    if lowest {
+        mesh.x_desc("minutes");
+    }
+    mesh.y_desc(label).y_labels(6).light_line_style(WHITE).draw()?;
     for (name, at) in limits {
         let line = chart.draw_series(LineSeries::new([(0.0, *at), (minutes, *at)], BLACK.mix(0.6)))?;
         if *at == TRIP {
@@ -111,7 +116,7 @@ fn panel(
         let colour = *colour;
         drawn.label(*name).legend(move |(x, y)| PathElement::new([(x, y), (x + 16, y)], colour.stroke_width(2)));
     }
-    if !limits.is_empty() {
+    if !lowest {
         let place = SeriesLabelPosition::LowerRight;
         chart.configure_series_labels().position(place).background_style(WHITE.mix(0.8)).border_style(BLACK).draw()?;
     }

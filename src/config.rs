@@ -267,6 +267,19 @@ pub struct Governor {
     pub thermal_ladder: Ladder,
 }
 
+impl Default for Governor {
+    fn default() -> Self {
+        Self {
+            reserve: None,
+            critical: None,
+            set_point: None,
+            interval: Duration::from_millis(500),
+            memory_ladder: Ladder::memory(),
+            thermal_ladder: Ladder::thermal(),
+        }
+    }
+}
+
 /// What is published about the daemon.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Telemetry {

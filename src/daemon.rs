@@ -56,6 +56,10 @@ pub async fn run(config: Config) -> Result<(), DaemonError> {
     log::info!(target: "temperd::daemon", version = crate::wire::VERSION, node = config.node.as_str(),
         socket:% = config.socket.path.display(), model:% = config.engine.model.display(); "starting");
 
+    if config.governor != crate::config::Governor::default() {
+        log::warn!(target: "temperd::daemon", "[governor] is not in force in this version: the operating point stays as it is");
+    }
+
     let status = StatusBoard::new(dispatch::initial_status(&config));
     let metrics = Arc::new(Metrics::new());
     let reload = Arc::new(Notify::new());

@@ -68,6 +68,17 @@ pub struct Summary {
     pub kv_bytes_per_token: Option<u64>,
 }
 
+impl Summary {
+    /// Bytes of a KV cache of so many cells, K and V each in f16 or quantised to q8_0. `None` where the file does not say,
+    /// or says what no machine holds.
+    #[must_use]
+    pub fn cache_bytes(&self, cells: u64, quantised: [bool; 2]) -> Option<u64> {
+        // In q8_0 a block of 32 values takes 34 bytes, in f16 64 (ggml-common.h); K and V are halves.
+        let share: u64 = quantised.iter().map(|quantised| if *quantised { 34 } else { 64 }).sum();
+        Some(self.kv_bytes_per_token?.checked_mul(cells)?.checked_mul(share)? / 128)
+    }
+}
+
 /// Why a file is not a model.
 #[derive(Debug, thiserror::Error)]
 pub enum GgufError {

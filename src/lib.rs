@@ -16,6 +16,7 @@
 //! | [`dispatch`] | every request from admission to its one outcome | knows a way in |
 //! | [`status`] | the status in force, for everyone to read | |
 //! | [`serve`] | the ways in: Unix socket (HTTP, gRPC) and MQTT | holds request state of its own beyond a connection |
+//! | [`units`] | numbers with their unit, where several parts share it | |
 //! | [`telemetry`] | metrics and what is published | holds any text |
 //! | [`daemon`] | start and shutdown order, signals | anything else |
 //! | [`cli`] | the commands | |
@@ -36,4 +37,5 @@ pub mod request;
 pub mod serve;
 pub mod status;
 pub mod telemetry;
+pub mod units;
 pub mod wire;

@@ -3,9 +3,7 @@
 
 use std::{fmt, iter::Sum};
 
-/// Memory or disk space.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default)]
-pub struct Bytes(pub u64);
+pub use crate::units::Bytes;
 
 /// A temperature in thousandths of a degree Celsius.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]

@@ -284,8 +284,7 @@ pub fn load(path: &Path) -> Load {
         n_batch: 512,
         n_ubatch: 512,
         load_mode: "auto".to_owned(),
-        // Not "auto", which may choose differently from one engine to the next.
-        flash_attention: "on".to_owned(),
+        flash_attention: "auto".to_owned(),
         batch_invariant: false,
         lookup: true,
         lookup_always: false,

@@ -343,10 +343,17 @@ impl<'a> Decoder<'a> {
         if let Some(size) = self.cells.larger(live, rows) {
             let before = self.cells.allocated();
             self.resize(size)?;
-            return Ok(self.cells.allocated() > before);
+            if self.cells.allocated() > before {
+                return Ok(true);
+            }
         }
         if !self.plan.batch_invariant {
-            return Ok(self.evict());
+            // Parked ones have no cells to give.
+            let oldest = self.kept.oldest().and_then(|(slot, _)| self.kept.give_up(slot));
+            if let Some(kept) = &oldest {
+                self.cells.release(kept.slot, kept.tokens.len());
+            }
+            return Ok(oldest.is_some());
         }
         if self.cells.buried() < self.cells.allocated() as usize / 8 {
             for _ in 0..self.kept.len().div_ceil(2) {

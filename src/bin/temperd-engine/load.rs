@@ -225,10 +225,8 @@ pub fn context<'model>(
 /// free is another matter, and changes.
 fn could_be(load: &Load, cells: u32) -> Result<(), String> {
     let summary = temperd::gguf::inspect(Path::new(&load.model)).map_err(|error| error.to_string())?;
-    // In q8_0 a block of 32 values takes 34 bytes, in f16 64; K and V are halves.
-    let half = |name: &str| if name == "q8_0" { 17 } else { 32 };
-    let share = half(&load.kv_type_k) + half(&load.kv_type_v);
-    let bytes = u64::from(cells).saturating_mul(summary.kv_bytes_per_token.unwrap_or(0)).saturating_mul(share) / 64;
+    let quantised = [&load.kv_type_k, &load.kv_type_v].map(|name| name == "q8_0");
+    let bytes = summary.cache_bytes(cells.into(), quantised).unwrap_or(0);
     let memory = rustix::system::sysinfo();
     let all = memory.totalram.saturating_mul(u64::from(memory.mem_unit));
     if bytes > all {

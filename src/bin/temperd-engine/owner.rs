@@ -121,7 +121,6 @@ fn ready(around: &Surroundings, load: &Load, model: &LlamaModel, context: &Llama
         threads_batch: load.threads_batch,
         n_batch: context.n_batch(),
         n_ubatch: context.n_ubatch(),
-        flash_attention: load.flash_attention.clone(),
         load_s: began.elapsed().as_secs_f64(),
         description: vocabulary::description(model),
         embedding_length: u32::try_from(model.n_embd_out()).unwrap_or_default(),

@@ -39,17 +39,12 @@ fn described(path: &Path, summary: &Summary) -> Finding {
 pub(super) fn need(summary: &Summary, engine: &Engine) -> Need {
     // llama.cpp rounds up.
     let cells = u64::from(engine.context.next_multiple_of(256));
-    // In q8_0 a block of 32 values takes 34 bytes; K and V are halves.
-    let (numerator, denominator) = match engine.kv_type {
-        KvType::F16 => (1, 1),
-        KvType::Q8_0 => (34, 64),
-        KvType::F16Q8_0 => (64 + 34, 128),
+    let quantised = match engine.kv_type {
+        KvType::F16 => [false, false],
+        KvType::Q8_0 => [true, true],
+        KvType::F16Q8_0 => [false, true],
     };
-    let cache = summary
-        .kv_bytes_per_token
-        .and_then(|bytes| Some(bytes.checked_mul(cells)?.checked_mul(numerator)? / denominator))
-        .unwrap_or(0);
-    Need { model: summary.file_bytes, cache }
+    Need { model: summary.file_bytes, cache: summary.cache_bytes(cells, quantised).unwrap_or(0) }
 }
 
 /// Bytes that an engine takes.

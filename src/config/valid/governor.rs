@@ -21,14 +21,16 @@ pub(super) fn governor(keys: GovernorKeys, check: &mut Check<'_>) -> Governor {
         check.error(place, format_args!("is {critical}, must be below governor.reserve_mib, {reserve}"));
     }
     let mib = |mib: u32| Bytes::mib(mib.into());
+    let defaults = Governor::default();
+    let interval = check.number::<u32>(keys.interval_ms, 100..=10_000);
     let set_point: Option<u32> = check.number(keys.set_point_c, 40..=98).into();
     Governor {
         reserve: Option::from(reserve).map(mib),
         critical: Option::from(critical).map(mib),
         set_point: set_point.map(|degrees| Celsius(degrees.into())),
-        interval: Duration::from_millis(check.number(keys.interval_ms, 100..=10_000).or(500)),
-        memory_ladder: ladder(keys.memory_ladder, Against::Memory, check).unwrap_or_else(Ladder::memory),
-        thermal_ladder: ladder(keys.thermal_ladder, Against::Heat, check).unwrap_or_else(Ladder::thermal),
+        interval: Option::from(interval).map_or(defaults.interval, |ms: u32| Duration::from_millis(ms.into())),
+        memory_ladder: ladder(keys.memory_ladder, Against::Memory, check).unwrap_or(defaults.memory_ladder),
+        thermal_ladder: ladder(keys.thermal_ladder, Against::Heat, check).unwrap_or(defaults.thermal_ladder),
     }
 }
 

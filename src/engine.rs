@@ -24,6 +24,7 @@ use crate::{
 
 pub mod frames;
 pub mod locate;
+pub mod operate;
 pub mod process;
 pub mod supervisor;
 pub mod watch;

@@ -7,7 +7,7 @@ use prost::Message;
 use tokio_util::codec::LengthDelimitedCodec;
 
 /// Changes with every change of the frames that an older peer would misread.
-pub const PROTOCOL: u32 = 1;
+pub const PROTOCOL: u32 = 2;
 
 /// What both sides compare beside the protocol.
 pub const BUILD: &str = env!("CARGO_PKG_VERSION");

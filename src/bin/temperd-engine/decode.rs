@@ -122,6 +122,7 @@ impl<'a> Decoder<'a> {
             sequences: u32::try_from(self.sequences.len()).unwrap_or(u32::MAX),
             used_cells: u32::try_from(cells).unwrap_or(u32::MAX),
             kept_cells: u32::try_from(self.kept.tokens()).unwrap_or(u32::MAX),
+            ..Heartbeat::default()
         }
     }
 

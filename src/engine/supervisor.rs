@@ -196,7 +196,10 @@ impl Supervisor {
                     continue;
                 }
                 Some(
-                    from_engine::Frame::Hello(_) | from_engine::Frame::Loading(_) | from_engine::Frame::Heartbeat(_),
+                    from_engine::Frame::Hello(_)
+                    | from_engine::Frame::Loading(_)
+                    | from_engine::Frame::Heartbeat(_)
+                    | from_engine::Frame::Saved(_),
                 )
                 | None => continue,
             };
@@ -246,6 +249,7 @@ fn load(config: &config::Engine) -> Load {
         lookup: config.lookup,
         lookup_always: false,
         first_context: 0,
+        restore: false,
         step_target_ms: config.step_target_ms.unwrap_or(0),
         adapters: config.adapters.iter().map(adapter).collect(),
     }

@@ -289,6 +289,7 @@ pub fn load(path: &Path) -> Load {
         lookup: true,
         lookup_always: false,
         first_context: 0,
+        restore: false,
         step_target_ms: 150,
         adapters: Vec::new(),
     }

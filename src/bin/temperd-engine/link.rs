@@ -91,7 +91,8 @@ pub fn read(socket: UnixStream, link: &Link, owner: &SyncSender<Command>, tokeni
                 }
                 continue;
             }
-            Ok(Some(to_engine::Frame::Hello(_))) => continue,
+            // Nothing acts on the operating point yet.
+            Ok(Some(to_engine::Frame::Hello(_) | to_engine::Frame::Operate(_) | to_engine::Frame::Save(_))) => continue,
             Ok(None) => leave(),
             Err(error) if error.kind() == io::ErrorKind::InvalidData => {
                 refuse(link, &format!("a frame of the daemon cannot be read: {error}"))

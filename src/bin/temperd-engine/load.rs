@@ -13,7 +13,7 @@ use llama_cpp_2::{
 };
 use temperd::wire::engine::{Load, Loading, from_engine::Frame};
 
-use crate::{able, contexts::Contexts, curve::Curve, elastic, link::Link, log::Errors, measure, threads};
+use crate::{able, contexts::Contexts, curve::Curve, elastic, invariance, link::Link, log::Errors, measure, threads};
 
 /// Most sequences of one context (llama.cpp's `LLAMA_MAX_SEQ`).
 const MAX_SEQUENCES: u32 = 256;
@@ -217,6 +217,9 @@ pub fn context<'model>(
     let warmed = warm_up(model, &mut context)
         .and_then(|()| measure::measure(&mut context, measure::first_token(model), plan.keeps_cells));
     let curve = warmed.map_err(|error| format!("first decode: {}", contexts.reason(&error)))?;
+    if plan.batch_invariant {
+        invariance::check(&mut context, model)?;
+    }
     context.reset_timings();
     Ok((context, curve))
 }

@@ -23,6 +23,7 @@ mod decode;
 mod elastic;
 mod embed;
 mod heap;
+mod invariance;
 mod ledger;
 mod link;
 mod load;

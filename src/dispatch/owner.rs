@@ -295,6 +295,7 @@ impl Owner {
                 settings.threads_batch = ready.threads_batch;
                 settings.n_batch = ready.n_batch;
                 settings.n_ubatch = ready.n_ubatch;
+                settings.flash_attention.clone_from(&ready.flash_attention);
             }
         });
         self.publish_model("ready", None);

@@ -45,6 +45,16 @@ pub fn window(model: &LlamaModel) -> Option<usize> {
     vocabulary::architecture(model, "attention.sliding_window")?.parse().ok().filter(|window| *window > 0)
 }
 
+/// Whether cells can be shared, kept and removed one by one. A recurrent model has one state per sequence instead.
+pub fn keeps_cells(model: &LlamaModel) -> bool {
+    !model.is_recurrent() && !model.is_hybrid()
+}
+
+/// Whether all cells can be moved: layers with a sliding window have given some of them away.
+pub fn moves_cells(model: &LlamaModel) -> bool {
+    keeps_cells(model) && window(model).is_none()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -4,7 +4,7 @@ use llama_cpp_2::{context::LlamaContext, llama_backend::LlamaBackend, model::Lla
 use temperd::wire::engine::Load;
 
 use crate::{
-    elastic,
+    attention, elastic,
     load::{self, Plan},
     log::Errors,
 };
@@ -48,7 +48,12 @@ impl<'a> Contexts<'a> {
     /// Why not, with its size.
     pub fn make(&self, cells: u32) -> Result<LlamaContext<'a>, String> {
         let load = self.load;
-        let params = load::params(&Load { context: cells.min(load.context), ..load.clone() }, self.sequences)?;
+        let cells = cells.min(load.context);
+        let n_ubatch = match load.flash_attention.as_str() {
+            "off" => attention::rows(self.model.n_head(), cells, load.n_ubatch),
+            _ => load.n_ubatch,
+        };
+        let params = load::params(&Load { context: cells, n_ubatch, ..load.clone() }, self.sequences)?;
         self.errors.clear();
         self.model.new_context(self.backend, params).map_err(|error| {
             let reason = self.errors.reason(&error.to_string());

@@ -35,7 +35,7 @@ mod compose;
 /// So many times nothing was to be done, 5 s apart, before cells are given back: a pause between two questions is shorter.
 const RESTS: u32 = 12;
 /// Share of the context's tokens that ended sequences may have parked.
-const PARKED: usize = 8;
+const PARKED: usize = 2;
 
 /// A model at work.
 pub struct Decoder<'a> {
@@ -214,8 +214,15 @@ impl<'a> Decoder<'a> {
     pub fn step(&mut self) {
         let Some(changed) = self.take_turns() else { return };
         self.begin();
+        let grown = match self.grow_for_prompts() {
+            Ok(grown) => grown,
+            Err(error) => {
+                tracing::error!("{error}");
+                return self.fail_all(&error);
+            }
+        };
         self.draft();
-        self.compose();
+        self.compose(grown);
         self.steps += 1;
         self.rested = 0;
         let (began, allocated) = (Instant::now(), self.cells.allocated());
@@ -261,27 +268,38 @@ impl<'a> Decoder<'a> {
     }
 
     /// Where every row looks at all cells, kept ones have a price in each step. They leave the cache once they have cost
-    /// what copying them out and back does, which the first one tells.
+    /// what copying them out and back does, which the first one tells; one at a time, since running answers wait for it.
     fn park_stale(&mut self, size: Size) {
         if !self.plan.parks {
             return;
         }
         self.kept.pay(self.curve.of_cell(size.rows));
-        while self.kept.stale(2.0 * self.copying) {
-            let Some((slot, count)) = self.kept.oldest() else { break };
-            let began = Instant::now();
-            let given_up = match self.cells.park(slot, count) {
-                Ok(()) => self.kept.park(slot, self.plan.context / PARKED),
-                Err(error) => {
-                    tracing::warn!("cells of slot {slot} could not be parked: {error}");
-                    self.kept.give_up(slot).into_iter().collect()
-                }
-            };
-            self.copying = began.elapsed().as_secs_f64() / count as f64;
-            for kept in given_up {
-                self.cells.release(kept.slot, kept.tokens.len());
-            }
+        if self.kept.stale(2.0 * self.copying) {
+            self.park_oldest();
         }
+    }
+
+    /// Parks a kept sequence where nothing runs, so that the next question does not pay for its cells. False where there is
+    /// none, or cells have no price.
+    pub fn park_at_rest(&mut self) -> bool {
+        self.plan.parks && self.sequences.is_empty() && self.park_oldest()
+    }
+
+    fn park_oldest(&mut self) -> bool {
+        let Some((slot, count)) = self.kept.oldest() else { return false };
+        let began = Instant::now();
+        let given_up = match self.cells.park(slot, count) {
+            Ok(()) => self.kept.park(slot, self.plan.context / PARKED),
+            Err(error) => {
+                tracing::warn!("cells of slot {slot} could not be parked: {error}");
+                self.kept.give_up(slot).into_iter().collect()
+            }
+        };
+        self.copying = began.elapsed().as_secs_f64() / count.max(1) as f64;
+        for kept in given_up {
+            self.cells.release(kept.slot, kept.tokens.len());
+        }
+        true
     }
 
     /// Applies the adapter whose turn it is, and says whether that is another than before. `None` where it cannot be
@@ -333,6 +351,22 @@ impl<'a> Decoder<'a> {
                     return false;
                 }
             }
+        }
+    }
+
+    /// Allocates the cells that prompts which are being read will fill, if they are that many, before they come to it. True
+    /// where it did: running answers have waited for that.
+    fn grow_for_prompts(&mut self) -> Result<bool, String> {
+        let live = self.cells.held_by(self.sequences.iter().map(|sequence| sequence.slot));
+        let unread = |sequence: &Sequence| sequence.prompt().saturating_sub(sequence.cells());
+        let unread: usize = self.sequences.iter().filter(|sequence| sequence.begun).map(unread).sum();
+        match self.cells.larger(live, unread) {
+            Some(size) if unread > 0 => {
+                let before = self.cells.allocated();
+                self.resize(size)?;
+                Ok(self.cells.allocated() > before)
+            }
+            _ => Ok(false),
         }
     }
 

@@ -103,7 +103,7 @@ const KEPT: u32 = 3;
 /// # Errors
 /// A mode that cannot hold here.
 pub fn plan(model: &LlamaModel, load: &Load) -> Result<Plan, String> {
-    let keeps_cells = !model.is_recurrent() && !model.is_hybrid();
+    let (keeps_cells, moves_cells) = (able::keeps_cells(model), able::moves_cells(model));
     let window = able::window(model);
     if load.batch_invariant {
         batch_invariant(load, keeps_cells, window)?;
@@ -122,8 +122,8 @@ pub fn plan(model: &LlamaModel, load: &Load) -> Result<Plan, String> {
         step_target_s: (load.step_target_ms > 0).then(|| f64::from(load.step_target_ms) / 1e3),
         looks_at_all: load.flash_attention == "off",
         context: elastic::rounded(load.context) as usize,
-        elastic: keeps_cells && window.is_none(),
-        parks: load.flash_attention == "off" && keeps_cells && window.is_none(),
+        elastic: moves_cells,
+        parks: load.flash_attention == "off" && moves_cells,
         tiles: load.flash_attention != "off" && load.kv_type_k == "f16" && load.kv_type_v == "f16",
     })
 }

@@ -14,6 +14,7 @@
 
 mod able;
 mod adapters;
+mod attention;
 mod batch;
 mod cells;
 mod constraint;

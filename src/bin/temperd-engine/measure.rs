@@ -130,8 +130,9 @@ fn best(
     Ok(least)
 }
 
-/// Threads of a step of one row: the fewest of `counts` that reach the best speed. The crate sets the threads of a context
-/// when it is made only, so each count has a small one of its own, by `params`.
+/// Threads of a step of one row: the fewest of `counts` that reach the best speed; all of them where other programs had the
+/// cores meanwhile. The crate sets the threads of a context when it is made only, so each count has a small one of its own,
+/// by `params`.
 ///
 /// # Errors
 /// A context that cannot be made, or a step that fails.
@@ -142,6 +143,7 @@ pub fn threads(
     params: impl Fn(i32) -> Result<LlamaContextParams, String>,
 ) -> Result<Option<usize>, String> {
     let token = first_token(model);
+    let mut batch = LlamaBatch::new(1, 1);
     let mut began = None;
     let mut measured = Vec::new();
     for count in counts {
@@ -151,14 +153,17 @@ pub fn threads(
         let params = params(i32::try_from(*count).unwrap_or(i32::MAX))?;
         let params = params.with_n_ctx(NonZeroU32::new(256)).with_n_batch(1).with_n_ubatch(1);
         let mut context = model.new_context(backend, params).map_err(|error| error.to_string())?;
-        let mut batch = LlamaBatch::new(1, 1);
         // The first one starts the threads.
         step(&mut context, &mut batch, (token, 0), 1, 1)?;
         let from = Instant::now();
         began.get_or_insert(from);
-        let mut least = f64::INFINITY;
+        let mut least = None;
         for _ in 0..STEPS {
-            least = least.min(step(&mut context, &mut batch, (token, 0), 1, 1)?);
+            let before = threads::interruptions();
+            let seconds = step(&mut context, &mut batch, (token, 0), 1, 1)?;
+            if threads::interruptions() == before {
+                least = Some(least.map_or(seconds, |least: f64| least.min(seconds)));
+            }
             if from.elapsed() >= ONE_COUNT {
                 break;
             }

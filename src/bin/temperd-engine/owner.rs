@@ -13,7 +13,7 @@ use llama_cpp_2::{context::LlamaContext, llama_backend::LlamaBackend, model::Lla
 use temperd::wire::engine::{Heartbeat, Load, LoadFailed, Ready, SequenceOutput, Step, from_engine::Frame};
 
 use crate::{
-    able,
+    able, attention,
     cells::Cells,
     constraint,
     contexts::Contexts,
@@ -30,6 +30,8 @@ use crate::{
 
 const AT_WORK: Duration = Duration::from_secs(1);
 const IDLE: Duration = Duration::from_secs(5);
+/// Between the end of an answer and the next turn of a conversation mostly lies more than this: until then nothing is tidied.
+const PAUSE: Duration = Duration::from_millis(500);
 
 /// What the owner works with.
 pub struct Surroundings {
@@ -95,7 +97,7 @@ fn serve(around: &Surroundings, load: &Load, commands: &Receiver<Command>) -> Re
     let load = load::with_threads(backend, errors, &model, load.clone())?;
     // Before steps are measured, which it would slow down.
     let constraints = constraints.join();
-    let load = &load;
+    let load = &attention::decide(load.clone(), attention_facts(backend, &model, &load));
     let plan = load::plan(&model, load)?;
     let contexts = Contexts::new(backend, errors, &model, load, &plan);
     let (context, curve) = load::context(&contexts, load, &plan)?;
@@ -105,6 +107,15 @@ fn serve(around: &Surroundings, load: &Load, commands: &Receiver<Command>) -> Re
     let embedder = Embedder::new(around, &model, load);
     let cells = Cells::new(context, contexts, &plan);
     Ok(decode(Decoder::new(cells, (plan, curve), (adapters, constraints), link), embedder, link, commands))
+}
+
+fn attention_facts(backend: &LlamaBackend, model: &LlamaModel, load: &Load) -> attention::Facts {
+    attention::Facts {
+        heads: model.n_head(),
+        bytes: model.size(),
+        cpu: load.gpu_layers == 0 || !backend.supports_gpu_offload(),
+        moves_cells: able::moves_cells(model),
+    }
 }
 
 fn ready(around: &Surroundings, load: &Load, model: &LlamaModel, context: &LlamaContext<'_>, began: Instant) -> Ready {
@@ -121,6 +132,7 @@ fn ready(around: &Surroundings, load: &Load, model: &LlamaModel, context: &Llama
         threads_batch: load.threads_batch,
         n_batch: context.n_batch(),
         n_ubatch: context.n_ubatch(),
+        flash_attention: load.flash_attention.clone(),
         load_s: began.elapsed().as_secs_f64(),
         description: vocabulary::description(model),
         embedding_length: u32::try_from(model.n_embd_out()).unwrap_or_default(),
@@ -136,12 +148,17 @@ fn decode(
     commands: &Receiver<Command>,
 ) -> Option<Load> {
     let mut beat = Instant::now();
+    // Whether there may be something to tidy.
+    let mut untidy = false;
     loop {
         let idle = decoder.idle() && embedder.idle();
         let command = if idle {
-            match commands.recv_timeout(IDLE) {
+            match commands.recv_timeout(if untidy { PAUSE } else { IDLE }) {
                 Ok(command) => Some(command),
-                Err(RecvTimeoutError::Timeout) => None,
+                Err(RecvTimeoutError::Timeout) => {
+                    untidy = untidy && decoder.park_at_rest();
+                    None
+                }
                 Err(RecvTimeoutError::Disconnected) => return None,
             }
         } else {
@@ -167,6 +184,7 @@ fn decode(
             None => {
                 if !decoder.idle() {
                     decoder.step();
+                    untidy = true;
                 }
                 embedder.step(!decoder.idle());
             }

@@ -138,6 +138,11 @@ impl Sequence {
         self.cells
     }
 
+    /// Tokens of its prompt.
+    pub fn prompt(&self) -> usize {
+        self.prompt
+    }
+
     /// All its tokens.
     pub fn tokens(&self) -> &[LlamaToken] {
         &self.tokens

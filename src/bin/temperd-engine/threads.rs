@@ -1,8 +1,10 @@
 //! How many threads decode: as few as reach the speed of the best. A step of one row is bound by memory, which a part of
 //! the cores uses up; each further thread is waited for at every barrier, and takes a core from other programs. Pure;
-//! `measure.rs` does the measuring, [`cpus`] reads what there is.
+//! `measure.rs` does the measuring, [`cpus`] and [`interruptions`] read what there is.
 
 use std::{collections::BTreeMap, fs, thread};
+
+use nix::sys::resource::{UsageWho, getrusage};
 
 /// A count of threads is as good as the best where it is this near to it.
 const NEAR: f64 = 0.03;
@@ -37,10 +39,20 @@ pub fn candidates(cpus: &[Cpu], quota: usize) -> Vec<usize> {
     counts
 }
 
-/// The fewest threads among `(threads, seconds of a step)` whose speed is near the best.
-pub fn choose(measured: &[(usize, f64)]) -> Option<usize> {
-    let best = measured.iter().map(|(_, seconds)| *seconds).fold(f64::INFINITY, f64::min);
-    measured.iter().filter(|(_, seconds)| *seconds <= best * (1.0 + NEAR)).map(|(threads, _)| *threads).min()
+/// The fewest threads among `(threads, seconds of a step)` whose speed is near the best; the most where a step of some count
+/// was never left in peace, since what was measured then are the other programs, not the model.
+pub fn choose(measured: &[(usize, Option<f64>)]) -> Option<usize> {
+    let Some(seconds) = measured.iter().map(|(_, seconds)| *seconds).collect::<Option<Vec<f64>>>() else {
+        return measured.iter().map(|(threads, _)| *threads).max();
+    };
+    let best = seconds.iter().copied().fold(f64::INFINITY, f64::min);
+    let near = measured.iter().zip(seconds).filter(|(_, seconds)| *seconds <= best * (1.0 + NEAR));
+    near.map(|((threads, _), _)| *threads).min()
+}
+
+/// How often a thread of this process had to leave its core to another program so far.
+pub fn interruptions() -> i64 {
+    getrusage(UsageWho::RUSAGE_SELF).map_or(0, |usage| usage.involuntary_context_switches())
 }
 
 /// The CPUs that this process may use, and how many CPUs' time: a CPU set, affinity or quota may leave fewer.
@@ -103,10 +115,19 @@ mod tests {
 
     #[test]
     fn the_fewest_of_those_near_the_best_are_taken() {
-        assert_eq!(choose(&[(8, 1.0), (6, 1.02), (4, 1.04), (2, 1.9)]), Some(6));
-        assert_eq!(choose(&[(8, 1.3), (6, 1.0), (4, 1.2)]), Some(6));
-        assert_eq!(choose(&[(2, 0.5)]), Some(2));
+        let some = |measured: &[(usize, f64)]| -> Vec<_> {
+            measured.iter().map(|(threads, seconds)| (*threads, Some(*seconds))).collect()
+        };
+        assert_eq!(choose(&some(&[(8, 1.0), (6, 1.02), (4, 1.04), (2, 1.9)])), Some(6));
+        assert_eq!(choose(&some(&[(8, 1.3), (6, 1.0), (4, 1.2)])), Some(6));
+        assert_eq!(choose(&some(&[(2, 0.5)])), Some(2));
         assert_eq!(choose(&[]), None);
+    }
+
+    #[test]
+    fn a_count_that_other_programs_disturbed_all_the_time_is_not_judged_by_it() {
+        assert_eq!(choose(&[(2, None), (1, Some(0.5))]), Some(2));
+        assert_eq!(choose(&[(4, Some(0.5)), (2, None), (1, Some(0.4))]), Some(4));
     }
 
     #[test]

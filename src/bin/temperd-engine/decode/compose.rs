@@ -15,7 +15,7 @@ const LONGEST: f64 = 1.2;
 const ALONE: f64 = 0.97;
 /// Running answers cost prompts no more than this share leaves of that speed: a step that lasts so long reads a long prompt
 /// almost as fast as if nobody else were there, and is the gap that the others see.
-const BESIDE: f64 = 0.88;
+const BESIDE: f64 = 0.84;
 /// Cells from which on it is worth a step to see what tiles cost.
 const DEEP: f64 = 256.0;
 /// Where it is said how long a step may last, it is still this many times a step without prompts: they shall get on.
@@ -88,7 +88,7 @@ impl Decoder<'_> {
         let lengths = if self.plan.lookup_always {
             lookup::all(&drafts, room)
         } else {
-            let depth = self.depth(|sequence| sequence.answering());
+            let depth = self.depth(Sequence::answering, Sequence::cells);
             lookup::lengths(&drafts, running, &self.curve, depth, room)
         };
         for ((sequence, draft), length) in self.sequences.iter_mut().zip(drafts).zip(lengths) {
@@ -96,8 +96,9 @@ impl Decoder<'_> {
         }
     }
 
-    /// Gives out the rows, and fills the batch with them.
-    pub(super) fn compose(&mut self) {
+    /// Gives out the rows, and fills the batch with them. Where answers have just waited for more cells, they do not wait for
+    /// prompts as well.
+    pub(super) fn compose(&mut self, waited: bool) {
         self.wishes.clear();
         let group = self.group;
         self.wishes.extend(self.sequences.iter().map(|sequence| {
@@ -105,7 +106,8 @@ impl Decoder<'_> {
             // The others pause: they have another adapter.
             if sequence.adapter == group { wish } else { Wish { due: Due::Nothing, ..wish } }
         }));
-        let room = self.room();
+        let answers = self.wishes.iter().any(|wish| matches!(wish.due, Due::Token { .. }));
+        let room = if waited && answers { 0 } else { self.room() };
         batch::plan(&self.wishes, room, &mut self.parts);
         self.batch.clear();
         self.rows.clear();
@@ -133,7 +135,8 @@ impl Decoder<'_> {
         if !self.wishes.iter().any(|wish| matches!(wish.due, Due::Prompt(_))) {
             return most;
         }
-        let (curve, depth) = (&self.curve, self.depth(|sequence| sequence.begun && !sequence.answering()));
+        let reading = |sequence: &Sequence| sequence.begun && !sequence.answering();
+        let (curve, depth) = (&self.curve, self.depth(reading, Sequence::cells));
         let unknown = self.plan.tiles && depth >= DEEP && !curve.knows_tiles() && all >= TILE;
         let room = match self.plan.step_target_s {
             Some(target) if answers > 0 => {
@@ -142,17 +145,26 @@ impl Decoder<'_> {
             }
             _ if unknown => TILE.saturating_sub(answers),
             _ if answers == 0 => curve.efficient_rows(0, ALONE, LONGEST, depth, most),
-            _ => curve.efficient_rows(answers, BESIDE, LONGEST, depth, all),
+            _ => {
+                // As long as the prompt's last step, its deepest, has to be: those before it may have more rows, and no
+                // answer waits longer for them.
+                let last = self.depth(reading, Sequence::prompt);
+                let rows = answers + curve.efficient_rows(answers, BESIDE, LONGEST, last, all);
+                let seconds = curve.seconds(Size { rows, outputs: answers, depth: last });
+                curve.rows_within(seconds, answers, depth, all).saturating_sub(answers)
+            }
         };
         room.clamp(1, most)
     }
 
-    /// How many cells a row looks at: the most of any of those sequences, or all.
-    fn depth(&self, of: impl Fn(&Sequence) -> bool) -> f64 {
+    /// How many cells a row looks at once those sequences have `cells` of them: the most of any of those, or all that are
+    /// in use then.
+    fn depth(&self, of: impl Fn(&Sequence) -> bool, cells: impl Fn(&Sequence) -> usize) -> f64 {
+        let theirs = self.sequences.iter().filter(|sequence| of(sequence));
         if self.plan.looks_at_all {
-            return self.cells.used() as f64;
+            let more: usize = theirs.map(|sequence| cells(sequence).saturating_sub(sequence.cells())).sum();
+            return (self.cells.used() + more) as f64;
         }
-        let depths = self.sequences.iter().filter(|sequence| of(sequence)).map(Sequence::cells);
-        depths.max().unwrap_or(0) as f64
+        theirs.map(cells).max().unwrap_or(0) as f64
     }
 }

@@ -15,7 +15,7 @@ const LONGEST: f64 = 1.2;
 const ALONE: f64 = 0.97;
 /// Running answers cost prompts no more than this share leaves of that speed: a step that lasts so long reads a long prompt
 /// almost as fast as if nobody else were there, and is the gap that the others see.
-const BESIDE: f64 = 0.84;
+const BESIDE: f64 = 0.88;
 /// Cells from which on it is worth a step to see what tiles cost.
 const DEEP: f64 = 256.0;
 /// Where it is said how long a step may last, it is still this many times a step without prompts: they shall get on.

@@ -46,9 +46,11 @@ fn the_mode_holds_or_is_refused_whatever_the_type() {
 
 /// Questions one after the other, and all at once.
 fn same_bits(mut engine: Engine, name: &str) {
-    let questions = ["What is a pump?", "Is 40 degrees too hot for it?", "Name three rivers of Europe, and their sources."];
+    let questions =
+        ["What is a pump?", "Is 40 degrees too hot for it?", "Name three rivers of Europe, and their sources."];
     let prompts = questions.map(|question| engine.chat(question));
-    let ask = |id, prompt: &Vec<u32>| Start { digests: true, sampling: Some(greedy()), ..start(id, prompt.clone(), ANSWER) };
+    let ask =
+        |id, prompt: &Vec<u32>| Start { digests: true, sampling: Some(greedy()), ..start(id, prompt.clone(), ANSWER) };
     let alone: Vec<_> = (1..).zip(&prompts).map(|(id, prompt)| engine.answer(ask(id, prompt)).digests).collect();
     for (id, prompt) in (11..).zip(&prompts) {
         engine.start(ask(id, prompt));
@@ -60,7 +62,8 @@ fn same_bits(mut engine: Engine, name: &str) {
 
 fn try_load(file: &Path) -> Result<Engine, String> {
     let mut engine = Engine::with_environment(&[("GGML_CPU_TILED_MM", "0")]);
-    let invariant = Load { batch_invariant: true, gpu_layers: 0, kv_type_v: "q8_0".into(), lookup: false, ..load(file) };
+    let invariant =
+        Load { batch_invariant: true, gpu_layers: 0, kv_type_v: "q8_0".into(), lookup: false, ..load(file) };
     engine.send(to_engine::Frame::Load(invariant));
     loop {
         match engine.next_but_logs() {

@@ -23,7 +23,7 @@ fn toml(broker: &Mosquitto, extra: &str) -> String {
 
 fn question(id: &str, extra: &Value) -> String {
     let mut body = json!({"id": id, "temperature": 0, "max_tokens": 24, "messages": [
-        {"role": "system", "content": SYSTEM}, {"role": "user", "content": "What is the capital of France?"}]});
+        {"role": "system", "content": SYSTEM}, {"role": "user", "content": "Complete the sentence: The capital of France is"}]});
     for (key, value) in extra.as_object().expect("an object") {
         body[key] = value.clone();
     }

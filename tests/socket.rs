@@ -16,10 +16,11 @@ use support::{
 
 const MODEL: &str = "SmolLM2-135M-Instruct.Q4_1";
 
+/// Which the small model answers by far most likely in one way; to "What is the capital of France?" it nearly chooses French.
 fn question(extra: &Value) -> Value {
     let mut body = json!({"model": MODEL, "temperature": 0, "max_tokens": 24,
         "messages": [{"role": "system", "content": "You are a helpful assistant."},
-            {"role": "user", "content": "What is the capital of France?"}]});
+            {"role": "user", "content": "Complete the sentence: The capital of France is"}]});
     merge(&mut body, extra);
     body
 }

@@ -70,7 +70,7 @@ def main(port, node, folder):
 
     def question(**more):
         messages = [pb.Message(role="system", content="You are a helpful assistant."),
-                    pb.Message(role="user", content="What is the capital of France?")]
+                    pb.Message(role="user", content="Complete the sentence: The capital of France is")]
         return pb.ChatRequest(messages=messages, max_tokens=24, temperature=0, **more).SerializeToString()
 
     device.ask("chat", question(), b"\x00plain")

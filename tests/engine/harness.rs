@@ -13,8 +13,8 @@ use std::{
 use temperd::{
     engine::frames,
     wire::engine::{
-        Embedded, FromEngine, Hello, Load, Log, Ready, Sampling, Segment, SequenceOutput, Start, ToEngine, TokenInfo,
-        Tokenise, Tokenised, Vocabulary, from_engine, to_engine,
+        Embedded, FromEngine, Heartbeat, Hello, Load, Log, Operate, Ready, Sampling, Saved, Segment, SequenceOutput,
+        Start, Stop, ToEngine, TokenInfo, Tokenise, Tokenised, Vocabulary, from_engine, to_engine,
     },
 };
 
@@ -34,8 +34,11 @@ pub struct Engine {
     started: usize,
     ended: usize,
     pub embedded: Vec<Embedded>,
-    /// Cells of the KV cache.
+    /// Cells of the KV cache, and how often their number has changed.
     pub allocated: u32,
+    pub resized: usize,
+    pub beats: Vec<Heartbeat>,
+    pub saved: Option<Saved>,
 }
 
 /// What came of a sequence.
@@ -97,6 +100,9 @@ impl Engine {
             ended: 0,
             embedded: Vec::new(),
             allocated: 0,
+            resized: 0,
+            beats: Vec::new(),
+            saved: None,
         };
         match engine.next() {
             from_engine::Frame::Hello(hello) => {
@@ -114,8 +120,13 @@ impl Engine {
     }
 
     pub fn loaded_with(load: Load) -> (Self, Vocabulary, Ready) {
+        Self::loaded_in(load, &[])
+    }
+
+    /// The same, with variables of the environment.
+    pub fn loaded_in(load: Load, environment: &[(&str, &str)]) -> (Self, Vocabulary, Ready) {
         let invariant: &[(&str, &str)] = if load.batch_invariant { &[("GGML_CPU_TILED_MM", "0")] } else { &[] };
-        let mut engine = Self::with_environment(invariant);
+        let mut engine = Self::with_environment(&[environment, invariant].concat());
         engine.send(to_engine::Frame::Load(load));
         let vocabulary = match engine.next_but_logs() {
             from_engine::Frame::Vocabulary(vocabulary) => vocabulary,
@@ -145,7 +156,7 @@ impl Engine {
         loop {
             match self.next() {
                 from_engine::Frame::Log(log) => self.logs.push(log),
-                from_engine::Frame::Heartbeat(_) => {}
+                from_engine::Frame::Heartbeat(beat) => self.beats.push(beat),
                 other => return other,
             }
         }
@@ -153,15 +164,61 @@ impl Engine {
 
     /// Reads one frame of a loaded engine and keeps what it brings.
     pub fn read(&mut self) {
-        match self.next_but_logs() {
+        let frame = self.next_but_logs();
+        self.take(frame);
+    }
+
+    fn take(&mut self, frame: from_engine::Frame) {
+        match frame {
             from_engine::Frame::Step(step) => self.outputs.extend(step.outputs),
             from_engine::Frame::Tokenised(tokenised) => {
                 self.tokenised.insert(tokenised.id, tokenised);
             }
             from_engine::Frame::Embedded(embedded) => self.embedded.push(embedded),
-            from_engine::Frame::Resized(resized) => self.allocated = resized.allocated_context,
+            from_engine::Frame::Resized(resized) => {
+                self.allocated = resized.allocated_context;
+                self.resized += 1;
+            }
+            from_engine::Frame::Saved(saved) => self.saved = Some(saved),
             other => panic!("unexpected {other:?}"),
         }
+    }
+
+    /// Reads until a heartbeat is as wanted.
+    pub fn beat(&mut self, wanted: impl Fn(&Heartbeat) -> bool) -> Heartbeat {
+        loop {
+            match self.next() {
+                from_engine::Frame::Heartbeat(beat) => {
+                    self.beats.push(beat);
+                    if wanted(&beat) {
+                        return beat;
+                    }
+                }
+                from_engine::Frame::Log(log) => self.logs.push(log),
+                other => self.take(other),
+            }
+        }
+    }
+
+    pub fn operate(&mut self, context: u32, grow_to: u32, cache: &str) {
+        self.send(to_engine::Frame::Operate(Operate { context, grow_to, pace: 1.0, cache: cache.to_owned() }));
+    }
+
+    /// All that was loaded, at this pace.
+    pub fn pace(&mut self, pace: f32) {
+        let (context, grow_to) = (u32::MAX, u32::MAX);
+        self.send(to_engine::Frame::Operate(Operate { context, grow_to, pace, cache: "keep".to_owned() }));
+    }
+
+    pub fn stop(&mut self, sequence: u64) {
+        self.send(to_engine::Frame::Stop(Stop { sequence }));
+    }
+
+    /// Anonymous memory of the engine, in bytes.
+    pub fn anonymous(&self) -> u64 {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.process.id())).expect("it lives");
+        let line = status.lines().find_map(|line| line.strip_prefix("RssAnon:")).expect("Linux has it");
+        line.trim().trim_end_matches(" kB").parse::<u64>().expect("a number") * 1024
     }
 
     pub fn tokenise(&mut self, text: &str, special: bool) -> Vec<u32> {

@@ -3,9 +3,12 @@
 
 use std::collections::HashMap;
 
-use llama_cpp_2::{LlamaStateSeqFlags, SeqState, context::LlamaContext, model::LlamaModel};
+use llama_cpp_2::{SeqState, context::LlamaContext, model::LlamaModel};
 
 use crate::{contexts::Contexts, elastic, ledger::Ledger, load::Plan};
+
+mod park;
+mod state;
 
 /// The context with its cells.
 pub struct Cells<'a> {
@@ -13,6 +16,8 @@ pub struct Cells<'a> {
     context: Option<LlamaContext<'a>>,
     contexts: Contexts<'a>,
     elastic: bool,
+    /// Cells beyond which there was no memory when last tried.
+    bound: u32,
     free: Vec<i32>,
     /// A sequence id that holds cells nobody needs any more, and how many. With it no cell is filled again before a
     /// rebuild, so that the cells of each sequence stay in the order of its tokens: attention adds up in the order of
@@ -31,6 +36,7 @@ impl<'a> Cells<'a> {
     pub fn new(context: LlamaContext<'a>, contexts: Contexts<'a>, plan: &Plan) -> Self {
         Self {
             context: Some(context),
+            bound: contexts.most(),
             contexts,
             elastic: plan.elastic,
             free: (0..plan.slots).rev().collect(),
@@ -73,32 +79,6 @@ impl<'a> Cells<'a> {
         self.free.push(slot);
     }
 
-    /// Keeps a copy of the `count` cells of `slot` instead of the cells.
-    ///
-    /// # Errors
-    /// Where llama.cpp does not give one; the cells are still there.
-    pub fn park(&mut self, slot: i32, count: usize) -> Result<(), String> {
-        let state =
-            self.context().state_seq_get(slot, LlamaStateSeqFlags::empty()).map_err(|error| error.to_string())?;
-        self.parked.insert(slot, state);
-        self.remove(slot, 0, count);
-        Ok(())
-    }
-
-    /// Lets `to`, which has none, have cells like the first `count` of those that were parked of `from`, which stay parked.
-    ///
-    /// # Errors
-    /// Where there is nothing parked or no room for it; `to` has no cells then.
-    pub fn unpark(&mut self, from: i32, to: i32, count: usize) -> Result<(), String> {
-        let state = self.parked.get(&from).ok_or_else(|| format!("nothing of slot {from} is parked"))?;
-        let context = self.context.as_mut().expect("a resize puts another in its place");
-        context.state_seq_set(state, to).map_err(|error| error.to_string())?;
-        let beyond = context.kv_cache_seq_rm(to, Some(position(count)), None);
-        beyond.map_err(|error| error.to_string())?;
-        self.filled(to, count);
-        Ok(())
-    }
-
     /// Notes that a step has filled `count` more cells of `slot`.
     pub fn filled(&mut self, slot: i32, count: usize) {
         self.ledger.grow(slot, count);
@@ -112,6 +92,16 @@ impl<'a> Cells<'a> {
     /// Cells that these sequence ids hold.
     pub fn held_by(&self, slots: impl Iterator<Item = i32>) -> usize {
         self.ledger.held_by(slots)
+    }
+
+    /// Names of this sequence id's cells; what several sequences name alike is one cell.
+    pub fn names(&self, slot: i32) -> &[usize] {
+        self.ledger.names(slot)
+    }
+
+    /// How many cells of this sequence id, from its first, others hold too.
+    pub fn shared_prefix(&self, slot: i32) -> usize {
+        self.ledger.shared_prefix(slot)
     }
 
     /// Lets `to`, which has none, hold the first `count` cells of `from` too. Nothing is copied: a cell has several owners.
@@ -137,10 +127,12 @@ impl<'a> Cells<'a> {
         if keep >= count {
             return;
         }
+        let used = self.ledger.used();
         self.ledger.truncate(slot, keep);
+        let unused = used - self.ledger.used();
         let from = Some(position(keep));
         if let Some((graveyard, buried)) = &mut self.graveyard {
-            *buried += count - keep;
+            *buried += unused;
             let graveyard = *graveyard;
             if let Err(error) = self.context_mut().kv_cache_seq_cp(slot, graveyard, from, None) {
                 tracing::error!("cells of slot {slot} could not be kept in order: {error}");
@@ -156,79 +148,30 @@ impl<'a> Cells<'a> {
         self.graveyard.map_or(0, |(_, buried)| buried)
     }
 
-    /// Empties the graveyard: what is needed is saved and restored without it, side by side and in the old order.
-    ///
-    /// # Errors
-    /// Where llama.cpp does not take back what it gave; nothing is in the cache then.
-    pub fn rebuild(&mut self) -> Result<(), String> {
-        if self.graveyard.is_none() {
-            return Ok(());
-        }
-        let state = self.save()?;
-        self.context_mut().clear_kv_cache();
-        self.restore(&state)
+    /// Most cells that there may be: those of the load, as far as there was memory for them.
+    pub fn most(&self) -> u32 {
+        self.contexts.most().min(self.bound)
     }
 
-    /// Allocates another number of cells, at least as many as are in use. What they hold is saved, the old context freed
-    /// before the new one is made, and all of it restored: cells that several sequences share stay shared, and those in
-    /// the graveyard go. Where there is no memory for it, the size stays as it was.
-    ///
-    /// # Errors
-    /// Where not even that can be had again, or llama.cpp does not take back what it gave; nothing is in the cache then.
-    pub fn resize(&mut self, cells: u32) -> Result<(), String> {
-        let before = self.allocated();
-        let state = self.save()?;
-        self.context = None;
-        let made = self.contexts.make(cells).or_else(|error| {
-            tracing::warn!("the KV cache stays at {before} cells: {error}");
-            self.elastic = false;
-            self.contexts.make(before)
-        });
-        match made {
-            Ok(context) => self.context = Some(context),
-            Err(error) => {
-                // Nothing can be decoded without one, and the daemon starts another engine.
-                tracing::error!("{error}");
-                std::process::abort();
-            }
-        }
-        self.restore(&state)
+    /// Lets a size be tried again for which there was no memory.
+    pub fn try_again(&mut self) {
+        self.bound = self.contexts.most();
     }
 
-    /// The larger size for `rows` more tokens where none of the cells is free and `live` are those of running sequences;
-    /// `None` where others have to give way.
-    pub fn larger(&self, live: usize, rows: usize) -> Option<u32> {
-        self.elastic.then(|| elastic::larger(self.allocated(), live, rows, self.contexts.most())).flatten()
+    /// Cells that are free.
+    pub fn spare(&self) -> usize {
+        (self.allocated() as usize).saturating_sub(self.used() + self.buried())
+    }
+
+    /// The larger size for `rows` more tokens, up to `most`, where none of the cells is free and `live` are those of running
+    /// sequences; `None` where others have to give way.
+    pub fn larger(&self, live: usize, rows: usize, most: u32) -> Option<u32> {
+        self.elastic.then(|| elastic::larger(self.allocated(), live, rows, most.min(self.most()))).flatten()
     }
 
     /// The smaller size at rest, if there is one that holds what is in use.
     pub fn smaller(&self) -> Option<u32> {
         self.elastic.then(|| elastic::smaller(self.allocated(), self.used(), self.contexts.most())).flatten()
-    }
-
-    /// The whole state but for the graveyard.
-    fn save(&mut self) -> Result<Vec<u8>, String> {
-        if let Some((graveyard, buried)) = &mut self.graveyard {
-            *buried = 0;
-            let graveyard = *graveyard;
-            self.context_mut().kv_cache_seq_rm(graveyard, None, None).map_err(|error| error.to_string())?;
-        }
-        let context = self.context();
-        let mut state = vec![0_u8; context.get_state_size()];
-        // SAFETY: the buffer has the size that llama.cpp has just asked for, and only this thread uses the context.
-        let written = unsafe { context.copy_state_data(state.as_mut_ptr()) };
-        state.truncate(written);
-        Ok(state)
-    }
-
-    fn restore(&mut self, state: &[u8]) -> Result<(), String> {
-        // SAFETY: the bytes are those that a context of the same model and settings has just written.
-        let read = unsafe { self.context_mut().set_state_data(state) };
-        if read != state.len() || read == 0 {
-            self.clear();
-            return Err(format!("the KV cache took back {read} of {} bytes", state.len()));
-        }
-        Ok(())
     }
 
     /// Empties all cells. Sequence ids in use are still to be released.

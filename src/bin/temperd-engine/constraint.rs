@@ -9,7 +9,7 @@ use temperd::{
     wire::engine::Start,
 };
 
-use crate::sequence::{Sequence, Taken};
+use crate::{answer::Taken, sequence::Sequence};
 
 /// The vocabulary as constraints see it, or why they cannot.
 pub struct Constraints(Result<Constrainer, String>);

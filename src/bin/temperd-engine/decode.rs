@@ -1,23 +1,15 @@
 //! The batch loop's body: sequences join and leave between decode steps, and each step decodes for all of them. What
 //! goes into a step is decided by `batch`, `prefix` and `lookup`, which are pure.
 
-use std::{
-    hash::{DefaultHasher, Hasher as _},
-    time::Instant,
-};
+use std::time::Instant;
 
-use llama_cpp_2::{
-    DecodeError,
-    llama_batch::LlamaBatch,
-    token::{LlamaToken, data_array::LlamaTokenDataArray},
-    vocab::LlamaVocab,
-};
-use temperd::wire::engine::{
-    Finished, Heartbeat, Resized, SequenceOutput, Start, Step, TokenInfo, TopToken, from_engine::Frame,
-};
+use llama_cpp_2::{llama_batch::LlamaBatch, token::data_array::LlamaTokenDataArray, vocab::LlamaVocab};
+use temperd::wire::engine::{SequenceOutput, Start, Step, from_engine::Frame};
 
+use self::{operate::Limits, room::Decoded};
 use crate::{
     adapters::{self, Group, Member, Turns},
+    answer::finished,
     batch::{Due, Part, Wish},
     cells::Cells,
     constraint::Constraints,
@@ -26,11 +18,16 @@ use crate::{
     link::Link,
     load::Plan,
     lora::Adapters,
-    prefix, sampler,
-    sequence::{Sequence, finished},
+    prefix,
+    sequence::Sequence,
 };
 
 mod compose;
+mod leave;
+mod operate;
+mod parking;
+mod room;
+mod rows;
 
 /// So many times nothing was to be done, 5 s apart, before cells are given back: a pause between two questions is shorter.
 const RESTS: u32 = 12;
@@ -54,6 +51,11 @@ pub struct Decoder<'a> {
     /// In order of arrival.
     sequences: Vec<Sequence>,
     kept: prefix::Cache,
+    limits: Limits,
+    /// Whether it has to be found anew who runs.
+    unsettled: bool,
+    /// Whether all has been left to another engine: no step is made any more.
+    left: bool,
     /// Seconds that copying a cell out took last.
     copying: f64,
     steps: u64,
@@ -81,10 +83,14 @@ impl<'a> Decoder<'a> {
         (adapters, constraints): (Adapters, Constraints),
         link: &'a Link,
     ) -> Self {
-        let batch = LlamaBatch::new(cells.context().n_batch() as usize, 1);
+        // A larger context may have larger batches than the first one.
+        let batch = LlamaBatch::new(plan.n_batch, 1);
         Self {
             link,
             vocab: cells.model().vocab(),
+            limits: Limits::none(cells.most()),
+            unsettled: false,
+            left: false,
             cells,
             constraints,
             plan,
@@ -109,21 +115,9 @@ impl<'a> Decoder<'a> {
         }
     }
 
-    /// Whether nothing runs.
-    pub fn idle(&self) -> bool {
-        self.sequences.is_empty()
-    }
-
-    /// What the daemon watches.
-    pub fn heartbeat(&self) -> Heartbeat {
-        let cells: usize = self.sequences.iter().map(Sequence::cells).sum();
-        Heartbeat {
-            steps: self.steps,
-            sequences: u32::try_from(self.sequences.len()).unwrap_or(u32::MAX),
-            used_cells: u32::try_from(cells).unwrap_or(u32::MAX),
-            kept_cells: u32::try_from(self.kept.tokens()).unwrap_or(u32::MAX),
-            ..Heartbeat::default()
-        }
+    /// Whether there is a step to make.
+    pub fn works(&self) -> bool {
+        !self.left && self.sequences.iter().any(|sequence| !sequence.waits)
     }
 
     /// Takes a sequence in, from the next step on, or reports why not.
@@ -143,15 +137,21 @@ impl<'a> Decoder<'a> {
             return;
         };
         let made = self.constraints.matcher(&mut start).and_then(|matcher| {
+            let written = start.written.clone();
             let mut sequence = Sequence::new(start, slot, adapter, self.vocab.n_tokens(), self.plan.context)?;
             sequence.matcher = matcher;
-            Ok(sequence)
+            let none = (!sequence.answer.may_begin()).then_some("length");
+            let ended = sequence.resume(&written, |token, bytes| rows::render(&self.vocab, token, bytes))?;
+            Ok((sequence, none.or(ended)))
         });
         match made {
-            Ok(sequence) if sequence.answer.may_begin() => self.sequences.push(sequence),
-            Ok(_) => {
+            Ok((sequence, None)) => {
+                self.sequences.push(sequence);
+                self.unsettled = true;
+            }
+            Ok((_, Some(reason))) => {
                 self.cells.release(slot, 0);
-                let finished = Some(finished("length", None));
+                let finished = Some(finished(reason, None));
                 self.outputs.push(SequenceOutput { sequence: id, finished, ..SequenceOutput::default() });
             }
             Err(error) => {
@@ -193,6 +193,7 @@ impl<'a> Decoder<'a> {
 
     /// Ends every sequence with an error. What is in the KV cache is not relied on any more.
     pub fn fail_all(&mut self, why: &str) {
+        self.unsettled = false;
         for sequence in std::mem::take(&mut self.sequences) {
             self.outputs.push(failed(sequence.id, why.to_owned()));
             self.cells.release(sequence.slot, sequence.cells());
@@ -222,18 +223,26 @@ impl<'a> Decoder<'a> {
             }
         };
         self.draft();
-        self.compose(grown);
+        let (began, allocated) = (Instant::now(), self.cells.allocated());
+        let mut parked = false;
+        loop {
+            self.compose(grown);
+            if self.parts.is_empty() {
+                return;
+            }
+            match self.decode() {
+                Decoded::Done => break,
+                Decoded::Parked => parked = true,
+                Decoded::Failed => return,
+            }
+        }
         self.steps += 1;
         self.rested = 0;
-        let (began, allocated) = (Instant::now(), self.cells.allocated());
-        if !self.decode() {
-            return;
-        }
         self.cells.context_mut().synchronize();
         let (size, seconds) = (self.size(), began.elapsed().as_secs_f64());
         if changed {
             self.turns.changed(seconds - self.curve.seconds(size));
-        } else if self.cells.allocated() == allocated {
+        } else if self.cells.allocated() == allocated && !parked {
             self.curve.observe(size, seconds);
         }
         for part in &self.parts {
@@ -307,7 +316,7 @@ impl<'a> Decoder<'a> {
     fn take_turns(&mut self) -> Option<bool> {
         self.members.clear();
         let member = |sequence: &Sequence| Member { group: sequence.adapter, priority: sequence.priority };
-        self.members.extend(self.sequences.iter().map(member));
+        self.members.extend(self.sequences.iter().filter(|sequence| !sequence.waits).map(member));
         let group = self.turns.next(self.began.elapsed().as_secs_f64(), &self.members);
         if group == self.group {
             return Some(false);
@@ -321,107 +330,19 @@ impl<'a> Decoder<'a> {
         Some(true)
     }
 
-    /// Decodes what was composed. False where it could not, which those concerned have been told.
-    fn decode(&mut self) -> bool {
-        loop {
-            match self.cells.context_mut().decode(&mut self.batch) {
-                Ok(()) => return true,
-                Err(DecodeError::NoKvCacheSlot) => match self.make_room() {
-                    Ok(true) => {}
-                    Ok(false) => {
-                        // The daemon counts cells, so this is a fault of one of us; the youngest has lost the least.
-                        if let Some(youngest) = self.sequences.last_mut() {
-                            tracing::error!("the KV cache is full: sequence {} is given up", youngest.id);
-                            youngest.ended = true;
-                            self.outputs.push(failed(youngest.id, "the KV cache has no room".to_owned()));
-                        }
-                        self.release();
-                        return false;
-                    }
-                    Err(error) => {
-                        tracing::error!("{error}");
-                        self.fail_all(&error);
-                        return false;
-                    }
-                },
-                Err(error) => {
-                    // Nothing says which sequence it was, nor what of the step is in the cache.
-                    tracing::error!("decode step failed: {error}");
-                    self.fail_all(&format!("the engine could not decode: {error}"));
-                    return false;
-                }
-            }
-        }
-    }
-
-    /// Allocates the cells that prompts which are being read will fill, if they are that many, before they come to it. True
-    /// where it did: running answers have waited for that.
-    fn grow_for_prompts(&mut self) -> Result<bool, String> {
-        let live = self.cells.held_by(self.sequences.iter().map(|sequence| sequence.slot));
-        let unread = |sequence: &Sequence| sequence.prompt().saturating_sub(sequence.cells());
-        let unread: usize = self.sequences.iter().filter(|sequence| sequence.begun).map(unread).sum();
-        match self.cells.larger(live, unread) {
-            Some(size) if unread > 0 => {
-                let before = self.cells.allocated();
-                self.resize(size)?;
-                Ok(self.cells.allocated() > before)
-            }
-            _ => Ok(false),
-        }
-    }
-
-    /// Allocates more cells where what runs fills them, else frees those that nobody needs now. A rebuild costs a copy of
-    /// all the others, so it is not done for a few.
-    fn make_room(&mut self) -> Result<bool, String> {
-        let live = self.cells.held_by(self.sequences.iter().map(|sequence| sequence.slot));
-        let rows = usize::try_from(self.batch.n_tokens()).unwrap_or_default();
-        if let Some(size) = self.cells.larger(live, rows) {
-            let before = self.cells.allocated();
-            self.resize(size)?;
-            if self.cells.allocated() > before {
-                return Ok(true);
-            }
-        }
-        if !self.plan.batch_invariant {
-            // Parked ones have no cells to give.
-            let oldest = self.kept.oldest().and_then(|(slot, _)| self.kept.give_up(slot));
-            if let Some(kept) = &oldest {
-                self.cells.release(kept.slot, kept.tokens.len());
-            }
-            return Ok(oldest.is_some());
-        }
-        if self.cells.buried() < self.cells.allocated() as usize / 8 {
-            for _ in 0..self.kept.len().div_ceil(2) {
-                self.evict();
-            }
-        }
-        let gained = self.cells.buried() > 0;
-        self.cells.rebuild()?;
-        Ok(gained)
-    }
-
-    /// Allocates so many cells, and tells the daemon how many there are.
-    fn resize(&mut self, size: u32) -> Result<(), String> {
-        let began = Instant::now();
-        self.cells.resize(size)?;
-        // The new context has no adapter yet.
-        let group = std::mem::replace(&mut self.group, adapters::NONE);
-        if group != self.group {
-            self.adapters.apply(self.cells.context_mut(), group)?;
-            self.group = group;
-        }
-        let (allocated, seconds) = (self.cells.allocated(), began.elapsed().as_secs_f64());
-        tracing::debug!("the KV cache has {allocated} cells, after {seconds:.3} s");
-        self.link.send(Frame::Resized(Resized { allocated_context: allocated }));
-        Ok(())
-    }
-
     /// Called now and then while nothing runs: after some time the cells that nobody needs are given back.
     pub fn rest(&mut self) {
-        self.rested += 1;
-        if self.rested < RESTS || !self.sequences.is_empty() {
+        if !self.sequences.is_empty() {
+            // They wait for room. There may be memory by now that was not there before.
+            self.cells.try_again();
+            self.unsettled = true;
             return;
         }
+        self.rested += 1;
+        if self.rested < RESTS {
+            return;
+        }
+        self.cells.try_again();
         if let Some(size) = self.cells.smaller()
             && let Err(error) = self.resize(size)
         {
@@ -432,95 +353,28 @@ impl<'a> Decoder<'a> {
         self.rested = 0;
     }
 
-    /// Takes the rows of one sequence one after the other, as long as each was drafted rightly.
-    fn sample(&mut self, index: usize, first: i32, count: usize) {
-        let Some(sequence) = self.sequences.get_mut(index) else { return };
-        let mut output = SequenceOutput { sequence: sequence.id, ..SequenceOutput::default() };
-        if sequence.answer_begins() {
-            output.cached_tokens = Some(u32::try_from(sequence.cached).unwrap_or(u32::MAX));
-        }
-        let drafted = std::mem::take(&mut sequence.draft);
-        let filled = sequence.cells() + drafted.0.len();
-        let mut accepted = 0;
-        for (row, nth) in (first..).zip(0..count) {
-            let logits = self.cells.context().get_logits_ith(row);
-            let allowed = match sequence.allowed() {
-                Ok(allowed) => allowed,
-                Err(error) => {
-                    output.finished = Some(finished("error", Some(error)));
-                    sequence.ended = true;
-                    break;
-                }
-            };
-            let cells = sequence.cells();
-            let token = sequence.sampler.sample(logits, cells, allowed.as_ref(), &mut self.candidates);
-            let id = u32::try_from(token.0).unwrap_or_default();
-            let full = sequence.cells() >= self.plan.context;
-            self.bytes.clear();
-            self.vocab.token_to_piece_into(token, &mut self.bytes, false, None);
-            let mut taken = sequence.answer.take(id, &self.bytes, self.vocab.is_eog(token), full);
-            let obeyed = sequence.obey(id, &mut taken);
-            output.text.push_str(&taken.text);
-            if sequence.digests {
-                output.digests.push(digest(logits));
-            }
-            if taken.counts {
-                output.tokens.push(id);
-                if let Some(top) = sequence.logprobs {
-                    output.logprobs.push(token_info(&self.vocab, logits, token, top));
-                }
-            }
-            if let Some(reason) = obeyed.as_ref().map_or(Some("error"), |()| taken.end) {
-                let (drafted, accepted) = sequence.drafted;
-                output.finished = Some(Finished { drafted, accepted, ..finished(reason, obeyed.err()) });
-                sequence.ended = true;
-                break;
-            }
-            sequence.follow_with(token);
-            if drafted.0.get(nth) != Some(&token) {
-                break;
-            }
-            accepted += 1;
-            sequence.decoded(1);
-        }
-        sequence.learn(drafted.1, drafted.0.len(), accepted);
-        self.cells.remove(sequence.slot, sequence.cells(), filled);
-        self.outputs.push(output);
-    }
-
     /// Takes ended sequences out. What they have read is kept for others that begin alike.
     fn release(&mut self) {
         let (ended, running) = std::mem::take(&mut self.sequences).into_iter().partition(|sequence| sequence.ended);
         self.sequences = running;
         let ended: Vec<Sequence> = ended;
+        self.unsettled |= !ended.is_empty();
         for sequence in ended {
-            let mut kept = sequence.into_kept();
-            let useful = if self.plan.keeps_cells { kept.useful() } else { 0 };
-            self.cells.remove(kept.slot, useful, kept.tokens.len());
-            kept.tokens.truncate(useful);
-            for kept in self.kept.insert(kept) {
-                self.cells.release(kept.slot, kept.tokens.len());
-            }
+            self.keep(sequence.as_kept());
+        }
+    }
+
+    /// Keeps what others may begin with, as far as anything is kept.
+    pub fn keep(&mut self, mut kept: prefix::Kept) {
+        let useful = if self.plan.keeps_cells && self.limits.keeps() { kept.useful() } else { 0 };
+        self.cells.remove(kept.slot, useful, kept.tokens.len());
+        kept.tokens.truncate(useful);
+        for kept in self.kept.insert(kept) {
+            self.cells.release(kept.slot, kept.tokens.len());
         }
     }
 }
 
 fn failed(sequence: u64, error: String) -> SequenceOutput {
     SequenceOutput { sequence, finished: Some(finished("error", Some(error))), ..SequenceOutput::default() }
-}
-
-fn token_info(vocab: &LlamaVocab<'_>, logits: &[f32], token: LlamaToken, top: usize) -> TokenInfo {
-    let bytes = |token| vocab.token_to_piece(token, true, None);
-    let (logprob, best) = sampler::logprobs(logits, token, top);
-    let top = best.into_iter().map(|(token, logprob)| TopToken { bytes: bytes(token), logprob }).collect();
-    TokenInfo { bytes: bytes(token), logprob, top }
-}
-
-/// Tells rows of logits apart, bit for bit.
-fn digest(logits: &[f32]) -> u64 {
-    let mut hasher = DefaultHasher::new();
-    for logit in logits {
-        hasher.write_u32(logit.to_bits());
-    }
-    hasher.finish()
 }

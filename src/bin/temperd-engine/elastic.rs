@@ -35,6 +35,12 @@ pub fn smaller(allocated: u32, kept: usize, most: u32) -> Option<u32> {
     (size * 2 <= allocated).then_some(size)
 }
 
+/// The size that is left where all that is not of use shall be given back: `wanted` cells are, of at most `most`.
+pub fn trimmed(allocated: u32, wanted: usize, most: u32) -> u32 {
+    let wanted = u32::try_from(wanted.max(1)).unwrap_or(u32::MAX);
+    rounded(wanted).min(most).min(allocated)
+}
+
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
@@ -57,6 +63,15 @@ mod tests {
         assert_eq!(smaller(4096, 1500, 8192), None);
         assert_eq!(smaller(2048, 0, 8192), None);
         assert_eq!(smaller(512, 0, 512), None);
+    }
+
+    #[test]
+    fn trimmed_it_has_what_is_of_use_within_what_is_allowed() {
+        assert_eq!(trimmed(8192, 1500, 8192), 1536);
+        assert_eq!(trimmed(8192, 0, 8192), 256);
+        assert_eq!(trimmed(8192, 5000, 4096), 4096);
+        assert_eq!(trimmed(2048, 5000, 8192), 2048);
+        assert_eq!(trimmed(2048, usize::MAX, 8192), 2048);
     }
 
     proptest! {

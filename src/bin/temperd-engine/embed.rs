@@ -26,7 +26,7 @@ use self::{
     plan::{Part, Place, Room, plan},
     pool::{Pool, Pooling},
 };
-use crate::{link::Link, load, log::Errors, owner::Surroundings, sequence::finished, vocabulary};
+use crate::{answer::finished, link::Link, load, log::Errors, owner::Surroundings, vocabulary};
 
 mod plan;
 mod pool;
@@ -97,7 +97,7 @@ impl<'a> Embedder<'a> {
         Self {
             link: &around.link,
             backend: &around.backend,
-            errors: &around.errors,
+            errors: &around.heard.errors,
             model,
             load,
             pooling,

@@ -30,6 +30,31 @@ impl Ledger {
         held.into_iter().filter(|held| *held).count()
     }
 
+    /// How many cells of this sequence, from its first, others hold too.
+    pub fn shared_prefix(&self, slot: i32) -> usize {
+        let shared = |name: &&usize| self.holders.get(**name).is_some_and(|holders| *holders > 1);
+        self.held.get(&slot).map_or(0, |held| held.iter().take_while(shared).count())
+    }
+
+    /// The names of this sequence's cells.
+    pub fn names(&self, slot: i32) -> &[usize] {
+        self.held.get(&slot).map_or(&[], Vec::as_slice)
+    }
+
+    /// A ledger of sequences whose cells have these names.
+    pub fn of(held: HashMap<i32, Vec<usize>>) -> Self {
+        let count = held.values().flatten().max().map_or(0, |name| name + 1);
+        let mut holders = vec![0; count];
+        for name in held.values().flatten() {
+            if let Some(holders) = holders.get_mut(*name) {
+                *holders += 1;
+            }
+        }
+        let unused = holders.iter().enumerate().filter(|(_, holders)| **holders == 0);
+        let free = unused.map(|(name, _)| name).collect();
+        Self { held, holders, free }
+    }
+
     /// The sequence gets `count` cells of its own behind those that it has.
     pub fn grow(&mut self, slot: i32, count: usize) {
         let held = self.held.entry(slot).or_default();
@@ -90,12 +115,17 @@ mod tests {
         ledger.share(0, 1, 512);
         ledger.grow(1, 10);
         assert_eq!(ledger.used(), 610);
+        assert_eq!((ledger.shared_prefix(0), ledger.shared_prefix(1), ledger.shared_prefix(2)), (512, 512, 0));
         ledger.truncate(0, 0);
         assert_eq!(ledger.used(), 522);
+        assert_eq!(ledger.shared_prefix(1), 0);
         ledger.truncate(1, 515);
         assert_eq!(ledger.used(), 515);
         ledger.grow(2, 7);
         assert_eq!(ledger.used(), 522);
+        let names = [1, 2].map(|slot| (slot, ledger.names(slot).to_vec()));
+        let again = Ledger::of(HashMap::from(names));
+        assert_eq!((again.used(), again.held_by([1].into_iter())), (522, 515));
         ledger.clear();
         assert_eq!(ledger.used(), 0);
     }

@@ -11,7 +11,7 @@ use std::{
 
 use temperd::{
     engine::frames,
-    wire::engine::{Embed, FromEngine, Hello, Load, Log, Start, ToEngine, Tokenised, from_engine, to_engine},
+    wire::engine::{Embed, FromEngine, Hello, Load, Log, Operate, Start, ToEngine, Tokenised, from_engine, to_engine},
 };
 
 use crate::vocabulary::Job;
@@ -26,6 +26,10 @@ pub enum Command {
     Embed(Embed),
     /// End this sequence.
     Stop(u64),
+    /// Work at this operating point from now on.
+    Operate(Operate),
+    /// Leave the KV cache to another engine.
+    Save,
 }
 
 /// The writing half.
@@ -91,8 +95,9 @@ pub fn read(socket: UnixStream, link: &Link, owner: &SyncSender<Command>, tokeni
                 }
                 continue;
             }
-            // Nothing acts on the operating point yet.
-            Ok(Some(to_engine::Frame::Hello(_) | to_engine::Frame::Operate(_) | to_engine::Frame::Save(_))) => continue,
+            Ok(Some(to_engine::Frame::Operate(operate))) => Command::Operate(operate),
+            Ok(Some(to_engine::Frame::Save(_))) => Command::Save,
+            Ok(Some(to_engine::Frame::Hello(_))) => continue,
             Ok(None) => leave(),
             Err(error) if error.kind() == io::ErrorKind::InvalidData => {
                 refuse(link, &format!("a frame of the daemon cannot be read: {error}"))

@@ -87,6 +87,8 @@ pub struct Plan {
     pub looks_at_all: bool,
     /// Tokens of the KV cache at most.
     pub context: usize,
+    /// Tokens of a step at most.
+    pub n_batch: usize,
     /// Whether the cache is allocated as it is needed, since all of it can be moved.
     pub elastic: bool,
     /// Whether ended sequences are parked outside the cache where their cells would slow down others.
@@ -122,6 +124,7 @@ pub fn plan(model: &LlamaModel, load: &Load) -> Result<Plan, String> {
         step_target_s: (load.step_target_ms > 0).then(|| f64::from(load.step_target_ms) / 1e3),
         looks_at_all: load.flash_attention == "off",
         context: elastic::rounded(load.context) as usize,
+        n_batch: load.n_batch.min(elastic::rounded(load.context)) as usize,
         elastic: moves_cells,
         parks: load.flash_attention == "off" && moves_cells,
         tiles: load.flash_attention != "off" && load.kv_type_k == "f16" && load.kv_type_v == "f16",

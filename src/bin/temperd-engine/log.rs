@@ -22,7 +22,7 @@ use tracing::{
     span,
 };
 
-use crate::link::Link;
+use crate::{buffers::Buffers, link::Link};
 
 /// Under this target come the lines of llama.cpp and ggml.
 const LLAMA: &str = "llama-cpp-2";
@@ -59,20 +59,29 @@ impl Errors {
     }
 }
 
+/// What is taken from llama.cpp's lines on their way.
+#[derive(Default)]
+pub struct Heard {
+    /// Why something failed.
+    pub errors: Errors,
+    /// What it has allocated.
+    pub buffers: Buffers,
+}
+
 /// Installs the subscriber for the whole process.
 ///
 /// # Errors
 /// Where another one is installed or the thread cannot start.
-pub fn install(link: Arc<Link>) -> io::Result<Arc<Errors>> {
+pub fn install(link: Arc<Link>) -> io::Result<Arc<Heard>> {
     let (lines, from_threads) = mpsc::sync_channel(LINES);
-    let (errors, dropped) = (Arc::new(Errors::default()), Arc::new(AtomicUsize::new(0)));
+    let (heard, dropped) = (Arc::new(Heard::default()), Arc::new(AtomicUsize::new(0)));
     thread::Builder::new().name("log".into()).spawn({
         let dropped = Arc::clone(&dropped);
         move || forward(&from_threads, &dropped, &link)
     })?;
-    let subscriber = Lines { lines, dropped, errors: Arc::clone(&errors) };
+    let subscriber = Lines { lines, dropped, heard: Arc::clone(&heard) };
     tracing::subscriber::set_global_default(subscriber).map_err(io::Error::other)?;
-    Ok(errors)
+    Ok(heard)
 }
 
 fn forward(lines: &Receiver<Log>, dropped: &AtomicUsize, link: &Link) {
@@ -89,7 +98,7 @@ fn forward(lines: &Receiver<Log>, dropped: &AtomicUsize, link: &Link) {
 struct Lines {
     lines: SyncSender<Log>,
     dropped: Arc<AtomicUsize>,
-    errors: Arc<Errors>,
+    heard: Arc<Heard>,
 }
 
 impl Subscriber for Lines {
@@ -114,8 +123,10 @@ impl Subscriber for Lines {
             _ if event.metadata().target() == LLAMA => "debug",
             _ => "info",
         };
-        if level == "error" {
-            self.errors.keep(text);
+        match level {
+            "error" => self.heard.errors.keep(text),
+            "debug" => self.heard.buffers.note(text),
+            _ => {}
         }
         let message = if line.module.is_empty() { text.to_owned() } else { format!("{}: {text}", line.module) };
         if self.lines.try_send(Log { level: level.to_owned(), message }).is_err() {

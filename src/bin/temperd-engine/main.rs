@@ -14,8 +14,10 @@
 
 mod able;
 mod adapters;
+mod answer;
 mod attention;
 mod batch;
+mod buffers;
 mod cells;
 mod constraint;
 mod contexts;
@@ -23,6 +25,7 @@ mod curve;
 mod decode;
 mod elastic;
 mod embed;
+mod handover;
 mod heap;
 mod invariance;
 mod ledger;
@@ -33,12 +36,15 @@ mod lookup;
 mod lora;
 mod measure;
 mod owner;
+mod pace;
+mod park;
 mod prefix;
 mod sampler;
 mod sequence;
 mod text;
 mod threads;
 mod vocabulary;
+mod work;
 
 use std::{
     fs::File,
@@ -58,7 +64,7 @@ use temperd::{
     wire::engine::{Hello, from_engine::Frame},
 };
 
-use crate::link::Link;
+use crate::{handover::Handover, link::Link};
 
 /// Frames that wait for the owner while it decodes. Running sequences are few, so this is room enough; where it is not,
 /// the reader waits, and with it the daemon's writer.
@@ -82,6 +88,7 @@ fn main() -> ExitCode {
 
 fn run() -> Result<(), Box<dyn std::error::Error>> {
     heap::settle();
+    let handover = Handover::from_environment();
     let socket = socket_on_stdin()?;
     end_with_any_thread();
     let link = Arc::new(Link::new(socket.try_clone()?));
@@ -91,7 +98,7 @@ fn run() -> Result<(), Box<dyn std::error::Error>> {
         flavour: "cpu".to_owned(),
     }));
 
-    let errors = log::install(Arc::clone(&link))?;
+    let heard = log::install(Arc::clone(&link))?;
     send_logs_to_tracing(LogOptions::default());
     let backend = LlamaBackend::init()?;
 
@@ -106,7 +113,7 @@ fn run() -> Result<(), Box<dyn std::error::Error>> {
         let (link, jobs) = (Arc::clone(&link), jobs.clone());
         move || link::read(socket, &link, &commands, &jobs)
     })?;
-    owner::run(&owner::Surroundings { backend, link, errors, jobs }, &to_owner);
+    owner::run(&owner::Surroundings { backend, link, heard, jobs, handover }, &to_owner);
     Ok(())
 }
 

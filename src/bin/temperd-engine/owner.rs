@@ -4,34 +4,32 @@ use std::{
     path::Path,
     sync::{
         Arc,
-        mpsc::{Receiver, RecvTimeoutError, SyncSender, TryRecvError},
+        mpsc::{Receiver, RecvTimeoutError, SyncSender},
     },
-    time::{Duration, Instant},
+    time::Instant,
 };
 
 use llama_cpp_2::{context::LlamaContext, llama_backend::LlamaBackend, model::LlamaModel};
-use temperd::wire::engine::{Heartbeat, Load, LoadFailed, Ready, SequenceOutput, Step, from_engine::Frame};
+use temperd::wire::engine::{Heartbeat, Load, LoadFailed, Ready, Saved, SequenceOutput, Step, from_engine::Frame};
 
 use crate::{
-    able, attention,
+    able,
+    answer::finished,
+    attention,
     cells::Cells,
     constraint,
     contexts::Contexts,
     decode::Decoder,
     embed::{self, Embedder},
+    handover::{Handover, Identity, Leaving},
     heap,
     link::{Command, Link},
-    load,
-    log::Errors,
+    load::{self, Plan},
+    log::Heard,
     lora::Adapters,
-    sequence::finished,
     vocabulary::{self, Job},
+    work::{IDLE, Work},
 };
-
-const AT_WORK: Duration = Duration::from_secs(1);
-const IDLE: Duration = Duration::from_secs(5);
-/// Between the end of an answer and the next turn of a conversation mostly lies more than this: until then nothing is tidied.
-const PAUSE: Duration = Duration::from_millis(500);
 
 /// What the owner works with.
 pub struct Surroundings {
@@ -39,10 +37,12 @@ pub struct Surroundings {
     pub backend: LlamaBackend,
     /// To the daemon.
     pub link: Arc<Link>,
-    /// llama.cpp's last error lines.
-    pub errors: Arc<Errors>,
+    /// llama.cpp's last error lines, and the sizes of its buffers.
+    pub heard: Arc<Heard>,
     /// To the tokeniser.
     pub jobs: SyncSender<Job>,
+    /// What engines before and after this one are left.
+    pub handover: Handover,
 }
 
 /// Serves until the reader is gone.
@@ -70,7 +70,12 @@ fn wait(link: &Link, commands: &Receiver<Command>) -> Option<Load> {
                 link.send(Frame::Step(Step { outputs: vec![output] }));
             }
             Ok(Command::Embed(embed)) => embed::refuse(link, embed.sequence, "no model is loaded"),
-            Ok(Command::Stop(_)) => {}
+            Ok(Command::Save) => {
+                let error = Some("no model is loaded".to_owned());
+                link.send(Frame::Saved(Saved { bytes: 0, error }));
+            }
+            // There is nothing to stop, and each load begins at full pace with all that it has.
+            Ok(Command::Stop(_) | Command::Operate(_)) => {}
             Err(RecvTimeoutError::Timeout) => link.send(Frame::Heartbeat(Heartbeat::default())),
             Err(RecvTimeoutError::Disconnected) => return None,
         }
@@ -80,7 +85,8 @@ fn wait(link: &Link, commands: &Receiver<Command>) -> Option<Load> {
 /// Loads and decodes until another model is wanted (returned) or the reader is gone.
 fn serve(around: &Surroundings, load: &Load, commands: &Receiver<Command>) -> Result<Option<Load>, String> {
     let began = Instant::now();
-    let Surroundings { backend, link, errors, jobs } = around;
+    let Surroundings { backend, link, heard, jobs, handover } = around;
+    let errors = &heard.errors;
     let path = Path::new(&load.model);
     load::check(path)?;
 
@@ -92,6 +98,7 @@ fn serve(around: &Surroundings, load: &Load, commands: &Receiver<Command>) -> Re
     jobs.send(Job::Vocabulary(vocabulary)).map_err(|_| "the tokeniser has ended".to_owned())?;
     link.send(Frame::Vocabulary(description));
 
+    heard.buffers.clear("model");
     let mut model = load::weights(backend, errors, Arc::clone(link), load)?;
     let adapters = Adapters::load(&mut model, errors, &load.adapters);
     let load = load::with_threads(backend, errors, &model, load.clone())?;
@@ -100,13 +107,22 @@ fn serve(around: &Surroundings, load: &Load, commands: &Receiver<Command>) -> Re
     let load = &attention::decide(load.clone(), attention_facts(backend, &model, &load));
     let plan = load::plan(&model, load)?;
     let contexts = Contexts::new(backend, errors, &model, load, &plan);
+    heard.buffers.clear("KV");
+    heard.buffers.clear("compute");
     let (context, curve) = load::context(&contexts, load, &plan)?;
+    let ready = vitals(around, &context, &plan, &model, ready(around, load, &model, &context));
+    let mut cells = Cells::new(context, contexts, &plan);
+    let identity = Identity::of(load, plan.slots);
+    let found = handover.enter(load.restore, &identity, &mut cells);
     heap::trim();
-    let ready = Ready { context: contexts.most(), ..ready(around, load, &model, &context, began) };
-    link.send(Frame::Ready(Ready { adapters_failed: adapters.failed(), ..ready }));
     let embedder = Embedder::new(around, &model, load);
-    let cells = Cells::new(context, contexts, &plan);
-    Ok(decode(Decoder::new(cells, (plan, curve), (adapters, constraints), link), embedder, link, commands))
+    let mut decoder = Decoder::new(cells, (plan, curve), (adapters, constraints), link);
+    found.into_iter().for_each(|kept| decoder.keep(kept));
+    let (context, allocated_context) = (contexts.most(), decoder.allocated());
+    let load_s = began.elapsed().as_secs_f64();
+    let adapters_failed = decoder.adapters_failed();
+    link.send(Frame::Ready(Ready { context, allocated_context, load_s, adapters_failed, ..ready }));
+    Ok(Work::new(decoder, embedder, link, Leaving::new(handover, identity)).run(commands))
 }
 
 fn attention_facts(backend: &LlamaBackend, model: &LlamaModel, load: &Load) -> attention::Facts {
@@ -118,7 +134,7 @@ fn attention_facts(backend: &LlamaBackend, model: &LlamaModel, load: &Load) -> a
     }
 }
 
-fn ready(around: &Surroundings, load: &Load, model: &LlamaModel, context: &LlamaContext<'_>, began: Instant) -> Ready {
+fn ready(around: &Surroundings, load: &Load, model: &LlamaModel, context: &LlamaContext<'_>) -> Ready {
     // llama.cpp counts the output layer too.
     let all = model.n_layer() + 1;
     Ready {
@@ -133,69 +149,26 @@ fn ready(around: &Surroundings, load: &Load, model: &LlamaModel, context: &Llama
         n_batch: context.n_batch(),
         n_ubatch: context.n_ubatch(),
         flash_attention: load.flash_attention.clone(),
-        load_s: began.elapsed().as_secs_f64(),
         description: vocabulary::description(model),
         embedding_length: u32::try_from(model.n_embd_out()).unwrap_or_default(),
         ..Ready::default()
     }
 }
 
-/// The batch loop: commands are taken between steps, and waited for where nothing runs.
-fn decode(
-    mut decoder: Decoder<'_>,
-    mut embedder: Embedder<'_>,
-    link: &Link,
-    commands: &Receiver<Command>,
-) -> Option<Load> {
-    let mut beat = Instant::now();
-    // Whether there may be something to tidy.
-    let mut untidy = false;
-    loop {
-        let idle = decoder.idle() && embedder.idle();
-        let command = if idle {
-            match commands.recv_timeout(if untidy { PAUSE } else { IDLE }) {
-                Ok(command) => Some(command),
-                Err(RecvTimeoutError::Timeout) => {
-                    untidy = untidy && decoder.park_at_rest();
-                    None
-                }
-                Err(RecvTimeoutError::Disconnected) => return None,
-            }
-        } else {
-            match commands.try_recv() {
-                Ok(command) => Some(command),
-                Err(TryRecvError::Empty) => None,
-                Err(TryRecvError::Disconnected) => return None,
-            }
-        };
-        match command {
-            Some(Command::Start(start)) => decoder.start(start),
-            Some(Command::Embed(embed)) => embedder.push(embed),
-            Some(Command::Stop(id)) => {
-                decoder.stop(id);
-                embedder.stop(id);
-            }
-            Some(Command::Load(load)) => {
-                decoder.fail_all("another model is being loaded");
-                decoder.flush();
-                embedder.fail_all("another model is being loaded");
-                return Some(load);
-            }
-            None => {
-                if !decoder.idle() {
-                    decoder.step();
-                    untidy = true;
-                }
-                embedder.step(!decoder.idle());
-            }
-        }
-        decoder.flush();
-        if beat.elapsed() >= if idle { IDLE } else { AT_WORK } {
-            if idle {
-                decoder.rest();
-            }
-            link.send(Frame::Heartbeat(decoder.heartbeat()));
-            beat = Instant::now();
-        }
+/// What the governor has to know beside, by llama.cpp's own numbers.
+fn vitals(around: &Surroundings, context: &LlamaContext<'_>, plan: &Plan, model: &LlamaModel, ready: Ready) -> Ready {
+    let buffers = &around.heard.buffers;
+    let layers = if around.backend.supports_gpu_offload() { model.n_layer() + 1 } else { 0 };
+    let cells = u64::from(context.n_ctx()).max(1);
+    // Mapped weights are pages of the file, which the system takes back by itself.
+    let mapped = buffers.bytes("model", |place| place.ends_with("_Mapped"));
+    Ready {
+        layers,
+        kv_bytes_per_token: if plan.elastic { buffers.bytes("KV", |_| true) / cells } else { 0 },
+        compute_bytes: buffers.bytes("compute", |_| true),
+        // A layer that leaves the GPU gives its memory back only where it is read from the mapped file then.
+        bytes_per_gpu_layer: if mapped > 0 { (model.size()).checked_div(layers.into()).unwrap_or(0) } else { 0 },
+        resident_bytes: buffers.bytes("model", |place| !place.ends_with("_Mapped")),
+        ..ready
     }
 }

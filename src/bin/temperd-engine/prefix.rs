@@ -36,7 +36,7 @@ fn common(a: &[LlamaToken], b: &[LlamaToken]) -> usize {
 }
 
 /// A sequence that has ended and whose cells are kept.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct Kept {
     /// llama.cpp's sequence id.
     pub slot: i32,
@@ -141,7 +141,8 @@ impl Cache {
         self.in_cache().next().map(|kept| (kept.slot, kept.tokens.len()))
     }
 
-    fn in_cache(&self) -> impl Iterator<Item = &Kept> {
+    /// Those whose cells are in the cache.
+    pub fn in_cache(&self) -> impl Iterator<Item = &Kept> {
         self.kept.iter().filter(|kept| !kept.parked)
     }
 

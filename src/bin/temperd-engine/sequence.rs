@@ -1,18 +1,15 @@
 //! One running sequence: what of it is in the KV cache, what comes next, and when its answer ends.
 
 use llama_cpp_2::token::LlamaToken;
-use temperd::{
-    constrain::Matcher,
-    wire::engine::{Finished, Start},
-};
+use temperd::{constrain::Matcher, wire::engine::Start};
 
 use crate::{
     adapters::Group,
+    answer::Answer,
     batch::{Due, Wish},
     lookup::{Draft, Lookup},
     prefix::{Kept, Owned},
     sampler::Sampler,
-    text::Text,
 };
 
 /// A sequence in its slot.
@@ -37,8 +34,12 @@ pub struct Sequence {
     pub ended: bool,
     /// Whether what it begins with has been looked for in others' cells.
     pub begun: bool,
-    /// Prompt tokens that were taken over from others' cells.
-    pub cached: usize,
+    /// Whether it waits for room in the KV cache. It has no cells then.
+    pub waits: bool,
+    /// What of its cells is kept outside the cache while it waits.
+    pub copy: Option<Parked>,
+    /// Tokens that were taken over from others' cells, until that has been told.
+    pub cached: Option<usize>,
     /// Drafts from its own text.
     lookup: Lookup,
     /// What is drafted to follow in the next step, and whether its match was long.
@@ -47,7 +48,9 @@ pub struct Sequence {
     pub drafted: (u32, u32),
     /// Prompt and answer; but for the token sampled last, the answer's are in the KV cache.
     tokens: Vec<LlamaToken>,
-    prompt: usize,
+    /// How many of `tokens` are read without a token being sampled in between: the prompt; what another engine wrote behind
+    /// it; and all that was there when its cells were given up.
+    read: usize,
     /// How many of `tokens` are in the KV cache.
     cells: usize,
     public: usize,
@@ -56,16 +59,32 @@ pub struct Sequence {
     pub adapter: Group,
 }
 
+/// A copy of cells, all but those that others hold too.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Parked {
+    /// Cells that are not in it, from the first.
+    pub prefix: usize,
+    /// Where it ends.
+    pub cells: usize,
+}
+
+impl Parked {
+    /// Cells in it.
+    pub fn own(&self) -> usize {
+        self.cells - self.prefix
+    }
+}
+
 impl Sequence {
-    /// A sequence that has read nothing yet.
+    /// A sequence that has read nothing yet, and waits for its place in the KV cache.
     ///
     /// # Errors
     /// Why it cannot run: an empty or too long prompt, a token that does not exist, a sampling value out of range.
     pub fn new(start: Start, slot: i32, adapter: Group, n_vocab: i32, context: usize) -> Result<Self, String> {
         let token = |id: &u32| i32::try_from(*id).ok().filter(|id| *id < n_vocab).map(LlamaToken);
-        let tokens: Option<Vec<LlamaToken>> = start.prompt.iter().map(token).collect();
+        let tokens: Option<Vec<LlamaToken>> = start.prompt.iter().chain(&start.written).map(token).collect();
         let tokens = tokens.ok_or_else(|| format!("the prompt holds a token beyond the vocabulary of {n_vocab}"))?;
-        if tokens.is_empty() {
+        if start.prompt.is_empty() {
             return Err("the prompt is empty".to_owned());
         }
         if tokens.len() > context {
@@ -82,13 +101,15 @@ impl Sequence {
             answer: Answer::new(start.stop, start.stop_tokens, start.max_tokens),
             ended: false,
             begun: false,
-            cached: 0,
+            waits: true,
+            copy: None,
+            cached: Some(0),
             lookup: Lookup::new(),
             draft: (Vec::new(), false),
             drafted: (0, 0),
-            prompt: tokens.len(),
+            read: tokens.len(),
             cells: 0,
-            public: (start.public_prefix as usize).min(tokens.len()),
+            public: (start.public_prefix as usize).min(start.prompt.len()),
             scope: start.scope,
             adapter,
             tokens,
@@ -97,17 +118,41 @@ impl Sequence {
 
     /// What it has to decode next. One that has not begun waits for another's cells.
     pub fn wish(&self) -> Wish {
-        let due = match self.prompt.saturating_sub(self.cells) {
-            _ if !self.begun => Due::Nothing,
+        let due = match self.read.saturating_sub(self.cells) {
+            _ if !self.begun || self.waits => Due::Nothing,
             0 => Due::Token { drafted: self.draft.0.len() },
             rest => Due::Prompt(rest),
         };
         Wish { due, priority: self.priority }
     }
 
-    /// Whether its prompt is read.
+    /// Whether its prompt is read, and what it has to read beside.
     pub fn answering(&self) -> bool {
-        self.cells >= self.prompt
+        self.cells >= self.read
+    }
+
+    /// Gives up its cells until there is room; `copy` is what is kept of them. Without one it reads them again.
+    pub fn park(&mut self, copy: Option<Parked>) {
+        (self.waits, self.copy) = (true, copy);
+        self.draft = (Vec::new(), false);
+        self.cells = 0;
+        if copy.is_none() {
+            (self.begun, self.read) = (false, self.tokens.len());
+        }
+    }
+
+    /// Goes on, with the cells of its copy if it has them back.
+    pub fn unpark(&mut self, back: Option<Parked>) {
+        (self.waits, self.copy) = (false, None);
+        match back {
+            Some(copy) => self.cells = copy.cells,
+            None => (self.begun, self.read) = (false, self.tokens.len()),
+        }
+    }
+
+    /// Tokens that it may come to have in the KV cache, of at most `context`.
+    pub fn most(&self, context: usize) -> usize {
+        (self.tokens.len() + self.answer.left()).min(context.max(self.tokens.len()))
     }
 
     /// The next `count` tokens to decode, drafted ones at the end, with their positions, each with whether it wants
@@ -130,7 +175,10 @@ impl Sequence {
 
     /// Takes over the first `count` cells of another.
     pub fn take_over(&mut self, count: usize) {
-        (self.cells, self.cached) = (count, count);
+        self.cells = count;
+        if let Some(cached) = &mut self.cached {
+            *cached = count;
+        }
     }
 
     /// Tokens of it in the KV cache: all that precede the token to be sampled.
@@ -138,9 +186,9 @@ impl Sequence {
         self.cells
     }
 
-    /// Tokens of its prompt.
-    pub fn prompt(&self) -> usize {
-        self.prompt
+    /// Tokens that are read before one is sampled.
+    pub fn to_read(&self) -> usize {
+        self.read
     }
 
     /// All its tokens.
@@ -148,9 +196,14 @@ impl Sequence {
         &self.tokens
     }
 
-    /// The prompt, for finding what it may take over. The last token is read in any case: its logits are needed.
+    /// What it has to read, for finding what it may take over. The last token is read in any case: its logits are needed.
     pub fn wanted(&self) -> Owned<'_> {
-        self.owned(self.prompt.saturating_sub(1))
+        self.owned(self.read.saturating_sub(1))
+    }
+
+    /// What its copy lacks.
+    pub fn lacking(&self, copy: Parked) -> Owned<'_> {
+        self.owned(copy.prefix)
     }
 
     /// What is in the KV cache.
@@ -160,7 +213,7 @@ impl Sequence {
 
     /// What will be in the KV cache once the prompt is read.
     pub fn promised(&self) -> Owned<'_> {
-        self.owned(self.prompt.max(self.cells))
+        self.owned(self.read.max(self.cells))
     }
 
     fn owned(&self, count: usize) -> Owned<'_> {
@@ -168,9 +221,27 @@ impl Sequence {
         Owned { tokens, public: self.public, scope: self.scope, adapter: self.adapter }
     }
 
-    /// Whether no token of the answer is there yet.
-    pub fn answer_begins(&self) -> bool {
-        self.tokens.len() == self.prompt
+    /// Takes in what another engine wrote, of which nothing is reported again, as far as it is text: `render` gives the
+    /// bytes of a token, and whether it ends an answer. Says why the answer has ended with it, if it has.
+    ///
+    /// # Errors
+    /// A token that the constraint does not allow.
+    pub fn resume(
+        &mut self,
+        written: &[u32],
+        mut render: impl FnMut(u32, &mut Vec<u8>) -> bool,
+    ) -> Result<Option<&'static str>, String> {
+        let mut bytes = Vec::new();
+        for token in written {
+            bytes.clear();
+            let ends = render(*token, &mut bytes);
+            let mut taken = self.answer.take(*token, &bytes, ends, false);
+            self.obey(*token, &mut taken)?;
+            if taken.end.is_some() {
+                return Ok(taken.end);
+            }
+        }
+        Ok(None)
     }
 
     /// What of its own text may follow, at most `most` tokens.
@@ -202,81 +273,17 @@ impl Sequence {
     }
 
     /// What stays when it has ended.
-    pub fn into_kept(mut self) -> Kept {
-        self.tokens.truncate(self.cells);
+    pub fn as_kept(&self) -> Kept {
         Kept {
             slot: self.slot,
             public: self.public,
             scope: self.scope,
             adapter: self.adapter,
-            tokens: self.tokens,
+            tokens: self.tokens.iter().take(self.cells).copied().collect(),
             since: 0.0,
             parked: false,
         }
     }
-}
-
-/// What is sent of an answer, and when it ends. Pure.
-pub struct Answer {
-    text: Text,
-    stop_tokens: Vec<u32>,
-    /// Tokens it may still have.
-    left: u32,
-}
-
-/// What became of one sampled token.
-#[derive(Debug, Default, PartialEq, Eq)]
-pub struct Taken {
-    /// Text to send now.
-    pub text: String,
-    /// Whether the token belongs to the answer; the one that ends it does not.
-    pub counts: bool,
-    /// Why the answer has ended, if it has: "stop" or "length".
-    pub end: Option<&'static str>,
-}
-
-impl Answer {
-    /// An empty answer of at most `max` tokens.
-    pub fn new(stop: Vec<String>, stop_tokens: Vec<u32>, max: u32) -> Self {
-        Self { text: Text::new(stop), stop_tokens, left: max }
-    }
-
-    /// Tokens it may still have.
-    pub fn left(&self) -> usize {
-        self.left as usize
-    }
-
-    /// Whether it may have any token at all.
-    pub fn may_begin(&self) -> bool {
-        self.left > 0
-    }
-
-    /// Takes a sampled token that is rendered as `bytes`. `ends` is whether it ends the answer by the model's own
-    /// rule, `full` whether the context has no room for it.
-    pub fn take(&mut self, token: u32, bytes: &[u8], ends: bool, full: bool) -> Taken {
-        if ends || self.stop_tokens.contains(&token) {
-            return Taken { text: self.text.finish().text, counts: false, end: Some("stop") };
-        }
-        self.left = self.left.saturating_sub(1);
-        let mut grown = self.text.push(bytes);
-        let mut end = grown.stopped.then_some("stop");
-        if end.is_none() && (self.left == 0 || full) {
-            let rest = self.text.finish();
-            grown.text.push_str(&rest.text);
-            end = Some(if rest.stopped { "stop" } else { "length" });
-        }
-        Taken { text: grown.text, counts: true, end }
-    }
-
-    /// What was held back, where the answer ends from outside.
-    pub fn rest(&mut self) -> String {
-        self.text.finish().text
-    }
-}
-
-/// The end of a sequence.
-pub fn finished(reason: &str, error: Option<String>) -> Finished {
-    Finished { reason: reason.to_owned(), error, ..Finished::default() }
 }
 
 #[cfg(test)]
@@ -296,7 +303,7 @@ mod tests {
     fn a_prompt_is_read_in_parts_and_only_its_last_token_wants_logits() {
         let mut sequence = Sequence::new(start(vec![5, 6, 7]), 0, NONE, 10, 8).expect("it fits");
         assert_eq!(sequence.wish().due, Due::Nothing);
-        sequence.begun = true;
+        begin(&mut sequence);
         assert_eq!(sequence.wish().due, Due::Prompt(3));
         assert_eq!(next(&sequence, 2), [(5, 0, false), (6, 1, false)]);
         sequence.decoded(2);
@@ -309,17 +316,81 @@ mod tests {
         sequence.draft = (vec![LlamaToken(1), LlamaToken(2)], false);
         assert_eq!(next(&sequence, 3), [(9, 3, true), (1, 4, true), (2, 5, true)]);
         sequence.decoded(1);
-        assert_eq!(sequence.into_kept().tokens.len(), 4);
+        assert_eq!(sequence.as_kept().tokens.len(), 4);
     }
 
     #[test]
     fn the_last_prompt_token_is_never_taken_over() {
         let mut sequence = Sequence::new(start(vec![5, 6, 7]), 0, NONE, 10, 8).expect("it fits");
         assert_eq!(sequence.wanted().tokens.len(), 2);
-        sequence.begun = true;
+        begin(&mut sequence);
         sequence.take_over(2);
-        assert_eq!((sequence.wish().due, sequence.cached), (Due::Prompt(1), 2));
+        assert_eq!((sequence.wish().due, sequence.cached), (Due::Prompt(1), Some(2)));
         assert_eq!(next(&sequence, 1), [(7, 2, true)]);
+    }
+
+    fn begin(sequence: &mut Sequence) {
+        sequence.unpark(None);
+        sequence.begun = true;
+    }
+
+    #[test]
+    fn parked_without_a_copy_it_reads_all_again_and_samples_from_the_last() {
+        let mut sequence = Sequence::new(start(vec![5, 6]), 0, NONE, 10, 8).expect("it fits");
+        begin(&mut sequence);
+        sequence.take_over(1);
+        assert_eq!(sequence.cached.take(), Some(1));
+        sequence.decoded(1);
+        sequence.follow_with(LlamaToken(7));
+        assert_eq!(sequence.most(8), 7);
+        sequence.draft = (vec![LlamaToken(1)], false);
+        sequence.park(None);
+        assert_eq!((sequence.wish().due, sequence.cells()), (Due::Nothing, 0));
+        begin(&mut sequence);
+        assert_eq!(sequence.wish().due, Due::Prompt(3));
+        assert_eq!(sequence.wanted().tokens.len(), 2);
+        sequence.take_over(2);
+        assert_eq!(sequence.cached, None, "it has been told");
+        assert_eq!(next(&sequence, 1), [(7, 2, true)]);
+        sequence.decoded(1);
+        assert_eq!(sequence.wish().due, Due::Token { drafted: 0 });
+    }
+
+    #[test]
+    fn parked_with_a_copy_it_goes_on_where_it_was() {
+        let mut sequence = Sequence::new(start(vec![5, 6, 7]), 0, NONE, 10, 8).expect("it fits");
+        begin(&mut sequence);
+        sequence.decoded(2);
+        let copy = Parked { prefix: 1, cells: 2 };
+        sequence.park(Some(copy));
+        assert_eq!((sequence.cells(), copy.own(), sequence.lacking(copy).tokens.len()), (0, 1, 1));
+        sequence.unpark(Some(copy));
+        assert_eq!((sequence.wish().due, sequence.cells()), (Due::Prompt(1), 2));
+        sequence.park(Some(copy));
+        sequence.unpark(None);
+        assert_eq!((sequence.begun, sequence.cells(), sequence.copy), (false, 0, None), "its copy could not be used");
+    }
+
+    #[test]
+    fn what_another_engine_wrote_is_read_counted_and_not_reported() {
+        let stop = vec!["bc".to_owned()];
+        let start = Start { written: vec![1, 2], stop, ..start(vec![5]) };
+        let mut sequence = Sequence::new(start.clone(), 0, NONE, 10, 8).expect("it fits");
+        let render = |token: u32, bytes: &mut Vec<u8>| {
+            bytes.push(b"abc"[token as usize % 3]);
+            token == 9
+        };
+        assert_eq!(sequence.resume(&[0, 1], render), Ok(None));
+        begin(&mut sequence);
+        assert_eq!((sequence.wish().due, sequence.answer.left()), (Due::Prompt(3), 2));
+        // The half of the stop string was written before.
+        let taken = sequence.answer.take(2, b"c", false, false);
+        assert_eq!((taken.text.as_str(), taken.end), ("", Some("stop")));
+        let fresh = || Sequence::new(start.clone(), 0, NONE, 10, 8).expect("it fits");
+        assert_eq!(fresh().resume(&[0; 4], render), Ok(Some("length")));
+        assert_eq!(fresh().resume(&[0, 9], render), Ok(Some("stop")));
+        assert!(Sequence::new(Start { prompt: Vec::new(), ..start.clone() }, 0, NONE, 10, 8).is_err());
+        assert!(Sequence::new(Start { written: vec![1; 8], ..start }, 0, NONE, 10, 8).is_err());
     }
 
     #[test]
@@ -329,29 +400,5 @@ mod tests {
         assert!(refused(vec![10]).contains("vocabulary of 10"));
         assert_eq!(refused(vec![1; 9]), "the prompt has 9 tokens, the context 8");
         assert!(Sequence::new(start(vec![1; 8]), 0, NONE, 10, 8).is_ok());
-    }
-
-    #[test]
-    fn an_end_token_is_not_rendered_nor_counted() {
-        let mut answer = Answer::new(Vec::new(), vec![3], 9);
-        assert_eq!(answer.take(1, b"a", false, false), Taken { text: "a".into(), counts: true, end: None });
-        assert_eq!(answer.take(3, b"</s>", false, false), Taken { end: Some("stop"), ..Taken::default() });
-        assert_eq!(answer.take(4, b"<eos>", true, false), Taken { end: Some("stop"), ..Taken::default() });
-    }
-
-    #[test]
-    fn the_limit_counts_tokens_and_sends_what_was_held() {
-        let mut answer = Answer::new(vec!["bc".into()], Vec::new(), 2);
-        assert_eq!(answer.take(1, b"a", false, false), Taken { text: "a".into(), counts: true, end: None });
-        assert_eq!(answer.take(1, b"b", false, false), Taken { text: "b".into(), counts: true, end: Some("length") });
-    }
-
-    #[test]
-    fn a_full_context_ends_with_length_and_a_stop_string_with_stop() {
-        let mut answer = Answer::new(vec!["bc".into()], Vec::new(), 9);
-        assert_eq!(answer.take(1, b"ab", false, false), Taken { text: "a".into(), counts: true, end: None });
-        assert_eq!(answer.take(1, b"c", false, true), Taken { text: String::new(), counts: true, end: Some("stop") });
-        let mut answer = Answer::new(Vec::new(), Vec::new(), 9);
-        assert_eq!(answer.take(1, b"a", false, true).end, Some("length"));
     }
 }

@@ -21,14 +21,16 @@ const DEEP: f64 = 256.0;
 /// Where it is said how long a step may last, it is still this many times a step without prompts: they shall get on.
 const AT_LEAST: f64 = 2.0;
 /// Another's cells are waited for where they save at least this many more tokens than those there are.
-const WORTH_WAITING: usize = 16;
+pub(super) const WORTH_WAITING: usize = 16;
 
 impl Decoder<'_> {
     /// Those that have not begun take over what others have read of their prompt. Where another is about to read more
     /// of it, they wait: what several begin with is read once.
     pub(super) fn begin(&mut self) {
         for index in 0..self.sequences.len() {
-            let Some(new) = self.sequences.get(index).filter(|sequence| !sequence.begun) else { continue };
+            let Some(new) = self.sequences.get(index).filter(|sequence| !sequence.begun && !sequence.waits) else {
+                continue;
+            };
             let wanted = new.wanted();
             let mut best = self.kept.best(&wanted, |slot, count| self.cells.reach(slot, count));
             let mut promised = 0;
@@ -43,7 +45,7 @@ impl Decoder<'_> {
                     best = Some(Source { slot: other.slot, count, parked: false });
                 }
                 // Only those in front, so that two never wait for each other.
-                if at < index && !other.answering() && other.priority >= new.priority {
+                if at < index && !other.waits && !other.answering() && other.priority >= new.priority {
                     promised = promised.max(wanted.shared_with(&other.promised()));
                 }
             }
@@ -74,7 +76,7 @@ impl Decoder<'_> {
             return;
         }
         let group = self.group;
-        let here = |sequence: &Sequence| sequence.adapter == group;
+        let here = |sequence: &Sequence| sequence.adapter == group && !sequence.waits;
         let reading = self.sequences.iter().any(|sequence| here(sequence) && !sequence.answering());
         let context = self.plan.context;
         let drafts: Vec<Option<lookup::Draft>> = (self.sequences.iter_mut())
@@ -148,7 +150,7 @@ impl Decoder<'_> {
             _ => {
                 // As long as the prompt's last step, its deepest, has to be: those before it may have more rows, and no
                 // answer waits longer for them.
-                let last = self.depth(reading, Sequence::prompt);
+                let last = self.depth(reading, Sequence::to_read);
                 let rows = answers + curve.efficient_rows(answers, BESIDE, LONGEST, last, all);
                 let seconds = curve.seconds(Size { rows, outputs: answers, depth: last });
                 curve.rows_within(seconds, answers, depth, all).saturating_sub(answers)

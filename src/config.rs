@@ -79,6 +79,8 @@ pub struct Engine {
     pub lookup: bool,
     /// How long running answers may wait for a step in which prompts are read too, in milliseconds.
     pub step_target_ms: Option<u32>,
+    /// How long nobody asks anything before the model is unloaded; `None`: it stays.
+    pub idle_unload: Option<Duration>,
     /// LoRA adapters of the model.
     pub adapters: Vec<Adapter>,
     /// The engine's binary; `None`: looked for as [`crate::engine::locate`] says.

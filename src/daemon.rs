@@ -1,7 +1,7 @@
 //! The daemon: wires the parts, owns the order of start and shutdown.
 //!
-//! Start: sockets are bound, then the engine is started and the ways in open at once: requests wait while the model
-//! loads. Shutdown: the dispatcher drains (MQTT says `draining`), then the ways in close (MQTT says `stopped`), then
+//! Start: sockets are bound, then the board is looked at, the engine is started and the ways in open at once: requests wait
+//! while the model loads. Shutdown: the dispatcher drains (MQTT says `draining`), then the ways in close (MQTT says `stopped`), then
 //! the engine ends.
 
 use std::{
@@ -9,12 +9,17 @@ use std::{
     time::{Duration, Instant, SystemTime},
 };
 
-use tokio::sync::{Notify, mpsc, watch};
+use tokio::sync::{Notify, broadcast, mpsc, watch};
 
 use crate::{
     config::Config,
-    dispatch::{self, Dispatcher},
-    engine::{EngineHandle, supervisor::Supervisor},
+    dispatch::{self, Demand, Dispatcher, Governing},
+    engine::{
+        EngineHandle,
+        operate::{Orders, Vitals},
+        supervisor::Supervisor,
+    },
+    keeper::{self, report::Readings},
     request::check::Bounds,
     serve::{
         Phase,
@@ -31,6 +36,12 @@ mod signals;
 /// Events of the engine on their way to the dispatcher: a step each few milliseconds, taken at once.
 const ENGINE_EVENTS: usize = 64;
 
+/// Decisions of the governor that a listener may leave unread.
+const EVENTS: usize = 64;
+
+/// How long the first look at the board may take; then a model is loaded without it.
+const FIRST_LOOK: Duration = Duration::from_secs(3);
+
 /// How long connections may take to read their last answer.
 const LAST_WORDS: Duration = Duration::from_secs(5);
 
@@ -43,6 +54,9 @@ pub enum DaemonError {
     /// The process cannot listen to its signals.
     #[error("signals: {0}")]
     Signals(std::io::Error),
+    /// No thread can be started.
+    #[error("cannot start a thread to read the board: {0}")]
+    Thread(std::io::Error),
 }
 
 /// Runs until SIGTERM or SIGINT.
@@ -56,29 +70,53 @@ pub async fn run(config: Config) -> Result<(), DaemonError> {
     log::info!(target: "temperd::daemon", version = crate::wire::VERSION, node = config.node.as_str(),
         socket:% = config.socket.path.display(), model:% = config.engine.model.display(); "starting");
 
-    if config.governor != crate::config::Governor::default() {
-        log::warn!(target: "temperd::daemon", "[governor] is not in force in this version: the operating point stays as it is");
-    }
-
     let status = StatusBoard::new(dispatch::initial_status(&config));
     let metrics = Arc::new(Metrics::new());
     let reload = Arc::new(Notify::new());
     let engine = EngineHandle::default();
     let (engine_events, events) = mpsc::channel(ENGINE_EVENTS);
-    let dispatcher = Dispatcher::start(settings(&config), engine.clone(), events, status.clone(), metrics.clone());
+    let (orders_sender, orders) = watch::channel(Orders::full(&config.engine));
+    let (vitals_sender, vitals) = watch::channel(Vitals::default());
+    let (demand_sender, demand) = watch::channel(Demand::default());
+    let (events_sender, _) = broadcast::channel(EVENTS);
+    let (readings_sender, readings) = watch::channel(Readings::default());
+    let keeper = keeper::start(keeper::Parts {
+        engine: config.engine.clone(),
+        governor: config.governor.clone(),
+        board_root: config.board_root.clone(),
+        status: status.clone(),
+        metrics: metrics.clone(),
+        vitals,
+        demand,
+        orders: orders_sender,
+        events: events_sender.clone(),
+        readings: readings_sender,
+    })
+    .map_err(DaemonError::Thread)?;
+    let governing = Governing { orders: orders.clone(), demand: demand_sender };
+    let dispatcher =
+        Dispatcher::start(settings(&config), engine.clone(), events, governing, status.clone(), metrics.clone());
     let supervisor = Supervisor {
         config: config.engine.clone(),
         handle: engine,
         events: engine_events,
         reload: reload.clone(),
         metrics: metrics.clone(),
+        orders,
+        vitals: vitals_sender,
     };
-    let supervisor = tokio::spawn(supervisor.run());
+    let supervisor = tokio::spawn(async move {
+        // No model is loaded into memory that is not there.
+        let mut first = supervisor.orders.clone();
+        let _late = tokio::time::timeout(FIRST_LOOK, first.changed()).await;
+        supervisor.run().await;
+    });
 
     let (phase_sender, phase) = watch::channel(Phase::Running);
     let bounds = Bounds { context: config.engine.context, payload_bytes: config.limits.payload_bytes };
     let shared = unix::Shared {
         dispatcher: dispatcher.clone(),
+        keeper,
         status: status.clone(),
         metrics: metrics.clone(),
         bounds,
@@ -88,7 +126,8 @@ pub async fn run(config: Config) -> Result<(), DaemonError> {
     };
     let unix = tokio::spawn(unix::serve(listener, shared, stopping(phase.clone())));
     let mqtt = config.mqtt.clone().map(|broker| {
-        let mut snapshots = Snapshots::new(status.clone(), metrics.clone(), started);
+        let mut snapshots = Snapshots::new(status.clone(), metrics.clone(), readings, started);
+        let happened = events_sender.subscribe();
         let mqtt = Mqtt {
             config: broker,
             node: config.node.clone(),
@@ -101,7 +140,7 @@ pub async fn run(config: Config) -> Result<(), DaemonError> {
         let take = move || snapshots.take();
         let (dispatcher, status, metrics) = (dispatcher.clone(), status.clone(), metrics.clone());
         tokio::spawn(async move {
-            mqtt::run(mqtt, dispatcher, status, take, metrics, phase).await;
+            mqtt::run(mqtt, dispatcher, status, take, happened, metrics, phase).await;
             Ok(())
         })
     });

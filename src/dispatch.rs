@@ -2,8 +2,11 @@
 //!
 //! ```text
 //!  submit ─ render, tokenise, fits? ─▶ Queued ─ slot and cells free ─▶ Running ─▶ Final
-//!     └──────────── refused            └── cancelled, expired, drained ──┘
+//!     └──────────── refused            └── cancelled, expired, drained ──┘  │  ▲
+//!                                                             engine ends   ▼  │  another is ready
+//!                                                                          Paused
 //! ```
+//! The end of an engine, planned or not, ends no request: what ran is kept as tokens and goes on in the next.
 //! One task ([`owner`]) owns all of them. Ways in hold a [`Dispatcher`] to hand requests over and a [`Ticket`] for each
 //! one that was accepted; dropping the ticket cancels the request.
 
@@ -18,7 +21,7 @@ use crate::{
     chat::Prompter,
     config::{Adapter, SharePrefix},
     constrain::check::Checker,
-    engine::{EngineEvent, EngineHandle},
+    engine::{EngineEvent, EngineHandle, operate::Orders},
     request::{Client, ErrorCode, Request, RequestError},
     status::StatusBoard,
     telemetry::metrics::Metrics,
@@ -30,10 +33,13 @@ mod embedding;
 mod job;
 mod owner;
 mod prompt;
+mod readiness;
 mod service_time;
+mod slots;
 #[cfg(test)]
 mod tests;
 mod ticket;
+mod tokens;
 
 use adapters::Adapters;
 use prompt::Prompt;
@@ -67,6 +73,24 @@ pub struct Settings {
     pub share_prefix: SharePrefix,
     /// What requests may choose by name.
     pub adapters: Vec<Adapter>,
+}
+
+/// What there is to do, for the governor's shell.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Demand {
+    /// Requests that wait or run.
+    pub requests: u32,
+    /// Requests that were admitted so far.
+    pub admitted: u64,
+}
+
+/// Between the governor's shell and the owner.
+#[derive(Debug)]
+pub struct Governing {
+    /// What is to be in force: bounds what starts.
+    pub orders: watch::Receiver<Orders>,
+    /// What there is to do.
+    pub demand: watch::Sender<Demand>,
 }
 
 /// What admission needs to know of the engine; the owner writes it.
@@ -118,6 +142,7 @@ impl Dispatcher {
         settings: Settings,
         engine: EngineHandle,
         events: mpsc::Receiver<EngineEvent>,
+        governing: Governing,
         status: StatusBoard,
         metrics: Arc<Metrics>,
     ) -> Self {
@@ -125,14 +150,16 @@ impl Dispatcher {
         let (view_sender, view) = watch::channel(View::default());
         let context = settings.context;
         let adapters = Adapters::new(&settings.adapters);
-        let owner = owner::Owner::new(owner::Parts {
+        let parts = owner::Parts {
             settings,
             engine: engine.clone(),
             status,
             metrics: metrics.clone(),
             view: view_sender,
+            demand: governing.demand,
             commands: commands.downgrade(),
-        });
+        };
+        let owner = owner::Owner::new(parts, governing.orders);
         tokio::spawn(owner.run(incoming, events));
         Self { commands, view, engine, metrics, checker: Checker::default(), context, adapters }
     }
@@ -204,6 +231,11 @@ impl Dispatcher {
             let _owner_gone = finished.await;
         }
     }
+}
+
+/// tokio's clock, which tests can stop.
+fn now() -> std::time::Instant {
+    Instant::now().into_std()
 }
 
 fn draining() -> RequestError {

@@ -4,11 +4,14 @@
 //!   Missing/Corrupt file ──────────────┐
 //!        │ SIGHUP, file changed        ▼
 //!   Starting ─ Vocabulary ─ Ready    Failed
-//!        ▲                    │        │
-//!        └──── back-off ◀── ended      └── SIGHUP, file changed ──▶ Starting
+//!     ▲  ▲ ▲                │ │ │      │
+//!     │  │ └── back-off ◀ crash │ │    └── SIGHUP, file changed ──▶ Starting
+//!     │  └───── other layers ◀──┘ │
+//!     └─ run, a request ── Unloaded
 //! ```
-//! [`supervisor`] walks these states and tells the dispatcher by [`EngineEvent`]s; an [`EngineHandle`] reaches whatever
-//! engine lives now. The engine keeps nothing that cannot be rebuilt.
+//! [`supervisor`] walks these states, by what it sees and by the governor's [`operate::Orders`], and tells the dispatcher
+//! by [`EngineEvent`]s; an [`EngineHandle`] reaches whatever engine lives now. The engine keeps nothing that cannot be
+//! rebuilt.
 
 use std::{
     collections::HashMap,
@@ -19,15 +22,23 @@ use tokio::sync::{mpsc, oneshot};
 
 use crate::{
     chat::Prompter,
-    wire::engine::{Embed, FromEngine, Segment, Start, Stop, ToEngine, Tokenise, Tokenised, from_engine, to_engine},
+    wire::engine::{
+        Embed, FromEngine, Operate, Save, Segment, Start, Stop, ToEngine, Tokenise, Tokenised, from_engine, to_engine,
+    },
 };
 
+mod follow;
 pub mod frames;
+pub mod handover;
+mod load;
 pub mod locate;
 pub mod operate;
+pub mod plan;
 pub mod process;
 pub mod supervisor;
 pub mod watch;
+
+use plan::Change;
 
 /// Frames on their way to the engine. Requests in flight are bounded by queue and slots, so this never fills up in
 /// practice; where it does, senders wait.
@@ -48,10 +59,17 @@ pub enum EngineEvent {
     Step(crate::wire::engine::Step),
     /// Vectors of texts.
     Embedded(crate::wire::engine::Embedded),
-    /// The process is gone, and with it whatever ran; another will be started.
+    /// The process is gone by itself; another will be started.
     Ended {
         /// For people.
         reason: String,
+    },
+    /// The process was ended on purpose.
+    Changing(Change),
+    /// No engine is started until the governor's orders allow one.
+    Unloaded {
+        /// Whether that is only because nobody asks anything: the next request ends it.
+        asleep: bool,
     },
     /// No engine is started again until SIGHUP or a change of the model file.
     Failed {
@@ -127,6 +145,16 @@ impl EngineHandle {
     /// Stops a sequence; the engine confirms with its `finished`.
     pub async fn stop(&self, sequence: u64) -> bool {
         self.send(to_engine::Frame::Stop(Stop { sequence })).await
+    }
+
+    /// Sets the engine's part of the operating point.
+    pub(crate) async fn operate(&self, operate: Operate) -> bool {
+        self.send(to_engine::Frame::Operate(operate)).await
+    }
+
+    /// Asks for the state; the engine makes no step any more, and answers with `Saved`.
+    pub(crate) async fn save(&self) -> bool {
+        self.send(to_engine::Frame::Save(Save {})).await
     }
 
     /// Token ids of a prompt, and how many of them, from the first, are the operator's. `public` is its operator's part followed by a stand-in for the rest; empty for a prompt

@@ -13,6 +13,7 @@
 //! | [`constrain`] | schema or grammar → which tokens may follow | knows a sequence |
 //! | [`engine`] | the engine process and its frames | keeps a request |
 //! | [`governor`] | the operating point, from readings and time: pure | reads a clock, does I/O |
+//! | [`keeper`] | the governor's shell: looks, has it decide, publishes; pins | decides anything |
 //! | [`dispatch`] | every request from admission to its one outcome | knows a way in |
 //! | [`status`] | the status in force, for everyone to read | |
 //! | [`serve`] | the ways in: Unix socket (HTTP, gRPC) and MQTT | holds request state of its own beyond a connection |
@@ -33,6 +34,7 @@ pub mod dispatch;
 pub mod engine;
 pub mod gguf;
 pub mod governor;
+pub mod keeper;
 pub mod request;
 pub mod serve;
 pub mod status;

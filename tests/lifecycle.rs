@@ -124,15 +124,3 @@ async fn an_engine_that_is_killed_is_replaced() {
     daemon.signal(rustix::process::Signal::TERM);
     assert!(daemon.ended().await.success());
 }
-
-#[tokio::test]
-async fn a_governor_that_is_configured_and_not_in_force_is_warned_of() {
-    let warned = async |toml: &str| {
-        let daemon = Daemon::ready(toml).await;
-        let warned = daemon.log_text().contains("[governor] is not in force");
-        assert!(daemon.stop().await.success());
-        warned
-    };
-    assert!(warned("[governor]\nreserve_mib = 512\n").await);
-    assert!(!warned("").await);
-}

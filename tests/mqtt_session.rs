@@ -351,3 +351,16 @@ async fn the_node_announces_itself_drains_and_says_goodbye() {
     let last = late.next().await;
     assert_eq!((last.payload, last.retain), (Bytes::from_static(b"stopped"), true));
 }
+
+#[tokio::test]
+async fn events_are_published_as_they_come_and_are_not_retained() {
+    let broker = Mosquitto::start();
+    let mut device = Device::connect(broker.port(), "watcher", None).await;
+    device.subscribe(&topic("event")).await;
+    let node = Node::up(settings(broker.port())).await;
+    let reason = v1::Reason { code: "hot".into(), source: Some("tj-thermal".into()), ..v1::Reason::default() };
+    let event = v1::Event { node: NODE.into(), time: 1.5, reasons: vec![reason], ..v1::Event::default() };
+    node.events.send(event.clone()).unwrap();
+    let message = device.next().await;
+    assert_eq!((wire::from_json::<v1::Event>(&message.payload).unwrap(), message.retain), (event, false));
+}

@@ -1,5 +1,5 @@
 //! The governor against a kernel on its own, a fixed safe point and simple on/off control, in virtual time: the table of
-//! all scenarios, pictures, and how long a step takes. Run by `scripts/bench --governor`. No model, no board.
+//! all scenarios, pictures, and how long a step and a look at the board take. Run by `scripts/bench --governor`. No model, no board.
 
 use std::{fs, path::PathBuf};
 
@@ -10,6 +10,9 @@ mod pictures;
 mod sim;
 mod table;
 mod timing;
+#[allow(dead_code, reason = "the tests use more of it")]
+#[path = "../../tests/board/tree.rs"]
+mod tree;
 
 use sim::{
     board::{BOARDS, NX},
@@ -29,7 +32,7 @@ fn main() -> Result<()> {
         table.row(&scenario, &runs);
     }
     pictures::all(&folder, NX)?;
-    let text = format!("{}\n{}\n", table.markdown(), timing::step());
+    let text = format!("{}\n{}\n{}\n", table.markdown(), timing::step(), timing::looks());
     fs::write(folder.join("governor.md"), &text)?;
     println!("{text}\ntable and pictures: {}", folder.display());
     Ok(())

@@ -90,7 +90,7 @@ fn page(status: &v1::Status) -> String {
         );
     }
     if let Some(reason) = &status.reason {
-        line("because", format!("{} ({})", reason.code, reason.reading));
+        line("because", because(reason));
     }
     if let Some(queue) = &status.queue {
         let running = status.running.unwrap_or(0);
@@ -121,7 +121,14 @@ fn page(status: &v1::Status) -> String {
         );
     }
     if let Some(pause) = &status.pause {
-        line("pause", pause.reason.clone());
+        let why = match pause.reason.as_str() {
+            "gpu_layers" => "the model is loaded with another number of GPU layers",
+            "context" => "the model is loaded with more context",
+            "crashed" => "the engine has crashed, and another takes its place",
+            "loading" => "the model is being loaded again",
+            other => other,
+        };
+        line("pause", format!("{why}; no request is lost"));
     }
     page
 }
@@ -131,14 +138,74 @@ fn in_words(reason: &str) -> &str {
         "model_none" => "there is no model",
         "model_loading" => "the model is being loaded",
         "model_failed" => "the model could not be loaded",
+        "model_unloaded" => "the model is unloaded",
+        "hold" => "nothing new starts",
         "draining" => "it is shutting down",
         other => other,
+    }
+}
+
+/// A reason of the governor's, in a sentence.
+fn because(reason: &v1::Reason) -> String {
+    let value = |unit: &str| reason.value.map_or_else(|| "?".to_owned(), |value| format!("{value}{unit}"));
+    let limit = |unit: &str| reason.limit.map_or_else(|| "?".to_owned(), |limit| format!("{limit}{unit}"));
+    let source = reason.source.as_deref().unwrap_or("the hottest zone");
+    match reason.code.as_str() {
+        "memory_critical" => format!("{} are available, less than {} is critical", value(" MiB"), limit(" MiB")),
+        "memory_low" => format!("{} are available, {} are to be kept", value(" MiB"), limit(" MiB")),
+        "memory_recovering" => {
+            format!("{} are available again; more is taken a step at a time, above {}", value(" MiB"), limit(" MiB"))
+        }
+        "heat_unreadable" => "tj, the hottest sensor, cannot be read: assumed hot".into(),
+        "throttled" => match &reason.source {
+            Some(alerts) => format!("the kernel slows the board down ({alerts})"),
+            None => "the kernel slows the board down".into(),
+        },
+        "hot" => format!("{source} is at {}, pauses keep it near {}", value(" C"), limit(" C")),
+        "too_hot" => format!("{source} is at {}, and the least pace is too much for {}", value(" C"), limit(" C")),
+        "cooling_down" => format!("{source} was too hot, is at {}; more is tried a step at a time", value(" C")),
+        "over_current" => "the board drew more current than it may".into(),
+        "load_failed" => format!("the model could not be loaded with {} {}", reason.reading, value("")),
+        "crashed" => format!("the engine kept dying with {} {}", reason.reading, value("")),
+        "pinned" => "an operator has pinned it".into(),
+        other => other.into(),
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_lowers_the_operating_point_is_said_in_words() {
+        let reason = |code: &str, value, limit| v1::Reason {
+            code: code.into(),
+            reading: "hottest_c".into(),
+            value,
+            limit,
+            since: 0.0,
+            source: Some("tj-thermal".into()),
+        };
+        let point = v1::OperatingPoint { context: 8192, parallel: 8, pace: 0.4, admit: "run".into(), gpu_layers: 0 };
+        let status = v1::Status {
+            operating_point: Some(point),
+            pinned: true,
+            reason: Some(reason("hot", Some(88.5), Some(87.0))),
+            pause: Some(v1::Pause { reason: "crashed".into(), expected_end: 0.0 }),
+            ..v1::Status::default()
+        };
+        let page = page(&status);
+        for line in [
+            "operating  context 8192 (0 allocated), GPU layers 0, parallel 8, pace 40 %, run, pinned",
+            "because    tj-thermal is at 88.5 C, pauses keep it near 87 C",
+            "pause      the engine has crashed, and another takes its place; no request is lost",
+        ] {
+            assert!(page.lines().any(|one| one == line), "{line}\n{page}");
+        }
+        assert!(because(&reason("memory_critical", Some(300.0), Some(819.2))).starts_with("300 MiB are available"));
+        assert_eq!(because(&reason("pinned", None, None)), "an operator has pinned it");
+        assert_eq!(in_words("hold"), "nothing new starts");
+    }
 
     #[test]
     fn the_page_of_a_daemon_that_is_not_ready_says_why() {

@@ -174,9 +174,9 @@ impl Reader<'_> {
             share_prefix: self.get("share_prefix"),
             lookup: self.get("lookup"),
             step_target_ms: self.get("step_target_ms"),
+            idle_unload_s: self.get("idle_unload_s"),
             path: self.get("path"),
         };
-        self.later("idle_unload_s");
         self.section = "socket";
         let socket = SocketKeys {
             path: self.get("path"),

@@ -7,11 +7,12 @@ use super::*;
 const EXAMPLE: &str = include_str!("../../config.example.toml");
 
 /// Keys that have no default; the file says so of each.
-const WITHOUT_DEFAULT: [&str; 18] = [
+const WITHOUT_DEFAULT: [&str; 19] = [
     "engine.model",
     "engine.threads",
     "engine.threads_batch",
     "engine.step_target_ms",
+    "engine.idle_unload_s",
     "engine.path",
     "adapter.name",
     "adapter.path",
@@ -92,7 +93,7 @@ fn every_default_in_the_example_is_the_one_in_force() {
 #[test]
 fn each_key_without_a_default_has_no_effect_unless_it_is_written() {
     let config = parse("[engine]\nmodel = \"m\"", Overrides::default(), &machine()).unwrap();
-    assert_eq!((config.mqtt, config.engine.path), (None, None));
+    assert_eq!((config.mqtt, config.engine.path, config.engine.idle_unload), (None, None, None));
     assert_eq!((config.engine.threads, config.engine.threads_batch), (None, None));
     assert_eq!((config.socket.group, config.socket.allow_uids), (None, None));
     assert_eq!((config.governor.reserve, config.governor.critical, config.governor.set_point), (None, None, None));

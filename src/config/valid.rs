@@ -133,6 +133,8 @@ fn engine(keys: EngineKeys, check: &mut Check<'_>) -> Engine {
         share_prefix: share_prefix.or(SharePrefix::System),
         lookup: keys.lookup.map(|on| on).or(true),
         step_target_ms: check.number(keys.step_target_ms, 1..=10_000).into(),
+        idle_unload: Option::from(check.number(keys.idle_unload_s, 1..=604_800))
+            .map(|seconds: u32| Duration::from_secs(seconds.into())),
         adapters: Vec::new(),
         path: check.path(keys.path),
     }

@@ -9,19 +9,19 @@ use crate::wire::v1;
 /// How long the line waits for the first connection to the broker, so that it can say `mqtt=connected`.
 const BROKER_WITHIN: Duration = Duration::from_secs(3);
 
-/// Waits for the first load to succeed or fail, prints the line, and once more where a failed load later succeeds.
+/// Waits for the first load to succeed or fail, or to be held back, prints the line, and once more where a model is ready
+/// later.
 pub(super) async fn announce(mut status: watch::Receiver<v1::Status>, socket: PathBuf) {
     loop {
-        let loaded = |status: &v1::Status| ["ready", "failed"].contains(&model_state(status));
-        let failed = match status.wait_for(loaded).await {
-            Ok(status) if model_state(&status) == "failed" => status.model.clone(),
-            Ok(_) => None,
+        let decided = |status: &v1::Status| model_state(status) == "ready" || why_not(status).is_some();
+        let why_not_now = match status.wait_for(decided).await {
+            Ok(status) => why_not(&status),
             Err(_) => return,
         };
-        match failed {
-            Some(model) => {
-                print(&format!("temperd not ready reason={:?}", model.error.unwrap_or_default()));
-                if status.wait_for(|status| model_state(status) != "failed").await.is_err() {
+        match why_not_now {
+            Some(reason) => {
+                print(&format!("temperd not ready reason={reason:?}"));
+                if status.wait_for(|status| why_not(status).is_none()).await.is_err() {
                     return;
                 }
             }
@@ -32,6 +32,16 @@ pub(super) async fn announce(mut status: watch::Receiver<v1::Status>, socket: Pa
                 return;
             }
         }
+    }
+}
+
+/// Why there is no model, where none is on its way.
+fn why_not(status: &v1::Status) -> Option<String> {
+    let model = status.model.as_ref()?;
+    match model.state.as_str() {
+        "failed" => Some(model.error.clone().unwrap_or_default()),
+        "unloaded" if !status.ready => Some(status.reasons.join(", ")),
+        _ => None,
     }
 }
 

@@ -29,11 +29,17 @@ impl Prompt {
 }
 
 impl Job {
-    /// Moves the texts out, for the engine.
+    /// The texts, for the engine. Another engine reads all of them again.
     pub(super) fn embed(&mut self, key: u64, limits: Limits, now: Instant) -> Embed {
-        let prompt = self.begin(now);
-        let cells = prompt.embedding_cells(limits.context);
-        Embed { sequence: key, tokens: prompt.tokens, lengths: prompt.lengths, cells }
+        self.begin(limits, now);
+        self.embeddings.clear();
+        let prompt = self.prompt.as_ref();
+        Embed {
+            sequence: key,
+            tokens: prompt.map_or_else(Vec::new, |prompt| prompt.tokens.to_vec()),
+            lengths: prompt.map_or_else(Vec::new, |prompt| prompt.lengths.clone()),
+            cells: prompt.map_or(0, |prompt| prompt.embedding_cells(limits.context)),
+        }
     }
 }
 
@@ -75,7 +81,7 @@ mod tests {
     fn the_context_holds_the_longest_text_and_some_short_ones() {
         let cells = |lengths: &[u32], context| {
             let tokens = vec![1; lengths.iter().sum::<u32>() as usize];
-            Prompt { tokens, lengths: lengths.to_vec(), public_prefix: 0 }.embedding_cells(context)
+            Prompt { tokens: tokens.into(), lengths: lengths.to_vec(), public_prefix: 0 }.embedding_cells(context)
         };
         assert_eq!(cells(&[3, 4], 2048), 7);
         assert_eq!(cells(&[100; 20], 2048), 512);

@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 use super::{
     prompt::Prompt,
     ticket::{Event, Outlet},
+    tokens::Tokens,
 };
 use crate::{
     constrain::Constraint,
@@ -12,7 +13,7 @@ use crate::{
     wire::{engine, v1},
 };
 
-/// An accepted request, queued or running.
+/// An accepted request, queued, running, or between two engines.
 #[derive(Debug)]
 pub(super) struct Job {
     pub(super) request: Request,
@@ -29,9 +30,14 @@ pub(super) struct Job {
     last_token: Option<Instant>,
     prompt_tokens: u32,
     cached_tokens: u32,
-    tokens: u32,
+    /// Tokens of the answer: another engine goes on behind them.
+    written: Tokens,
+    /// Most that the answer may have, settled at its first start: whoever goes on with it keeps to the same.
+    most: Option<u32>,
     text: String,
     logprobs: Vec<v1::TokenLogprob>,
+    /// Engines that crashed while it ran.
+    crashes: u32,
     /// Whether vectors are wanted in place of an answer.
     pub(super) embeds: bool,
     pub(super) embeddings: Vec<v1::Embedding>,
@@ -56,15 +62,20 @@ impl Job {
             last_token: None,
             prompt_tokens: 0,
             cached_tokens: 0,
-            tokens: 0,
+            written: Tokens::default(),
+            most: None,
             text: String::new(),
             logprobs: Vec::new(),
+            crashes: 0,
             ahead: None,
         }
     }
 
     /// Tokens of the answer at most.
     fn max_tokens(&self, limits: Limits) -> u32 {
+        if let Some(most) = self.most {
+            return most;
+        }
         let prompt = u32::try_from(self.prompt.as_ref().map_or(0, |prompt| prompt.tokens.len())).unwrap_or(u32::MAX);
         self.request.max_tokens.unwrap_or(limits.max_tokens).min(limits.context.saturating_sub(prompt))
     }
@@ -79,7 +90,7 @@ impl Job {
         Some(prompt.saturating_add(self.max_tokens(limits)))
     }
 
-    /// Moves the prompt out, for the engine.
+    /// What the engine is told; at another start than the first, with what was written so far.
     pub(super) fn start(
         &mut self,
         key: u64,
@@ -88,8 +99,9 @@ impl Job {
         limits: Limits,
         now: Instant,
     ) -> engine::Start {
-        let max_tokens = self.max_tokens(limits);
-        let Prompt { tokens: prompt, public_prefix, .. } = self.begin(now);
+        let max_tokens = self.begin(limits, now);
+        let (prompt, public_prefix) =
+            self.prompt.as_ref().map_or((Vec::new(), 0), |prompt| (prompt.tokens.to_vec(), prompt.public_prefix));
         let sampling = &self.request.sampling;
         let (grammar, json_schema) = match &self.request.constraint {
             None => (None, None),
@@ -120,28 +132,55 @@ impl Job {
             public_prefix: if sharing.public { public_prefix } else { 0 },
             scope: sharing.scope,
             priority: self.request.priority,
+            written: self.written.to_vec(),
             digests: false,
             ..engine::Start::default()
         }
     }
 
-    /// Moves the prompt out. Its text has become tokens: it is overwritten here rather than kept until the end.
-    pub(super) fn begin(&mut self, now: Instant) -> Prompt {
-        let prompt = self.prompt.take().unwrap_or_default();
-        self.prompt_tokens = u32::try_from(prompt.tokens.len()).unwrap_or(u32::MAX);
-        self.started = Some(now);
-        self.request.input = Input::Raw(String::new());
-        prompt
+    /// The prompt's text has become tokens: it is overwritten here. The tokens stay until the end, for another engine that
+    /// may have to read them. Gives the most that the answer may have.
+    pub(super) fn begin(&mut self, limits: Limits, now: Instant) -> u32 {
+        let most = self.max_tokens(limits);
+        if self.started.is_none() {
+            self.started = Some(now);
+            self.most = Some(most);
+            let prompt = self.prompt.as_ref().map_or(0, |prompt| prompt.tokens.len());
+            self.prompt_tokens = u32::try_from(prompt).unwrap_or(u32::MAX);
+            self.request.input = Input::Raw(String::new());
+            if !self.embeds {
+                self.written = Tokens::with_room(most as usize);
+            }
+        }
+        most
+    }
+
+    /// Whether it has run, in whichever engine.
+    pub(super) fn has_run(&self) -> bool {
+        self.started.is_some()
+    }
+
+    /// An engine crashed while it ran. How many have by now.
+    pub(super) fn crashed(&mut self) -> u32 {
+        self.crashes += 1;
+        self.crashes
+    }
+
+    /// Engines that crashed while it ran.
+    pub(super) fn crashes(&self) -> u32 {
+        self.crashes
     }
 
     /// Takes in what a step brought, and says how long the first token took where this was it.
     pub(super) fn absorb(&mut self, output: engine::SequenceOutput, now: Instant) -> Option<Duration> {
-        self.tokens += u32::try_from(output.tokens.len()).unwrap_or(u32::MAX);
-        if let Some(cached) = output.cached_tokens {
+        // Another engine found its own work there: what counts is what was found first.
+        if let Some(cached) = output.cached_tokens.filter(|_| self.written.is_empty()) {
             self.cached_tokens = cached;
         }
         let mut first = None;
-        if !output.tokens.is_empty() {
+        let wrote = !output.tokens.is_empty();
+        self.written.append(output.tokens);
+        if wrote {
             self.last_token = Some(now);
             if self.first_token.is_none() {
                 self.first_token = Some(now);
@@ -177,13 +216,13 @@ impl Job {
 
     /// Mean time of a token after the first.
     pub(super) fn per_token(&self) -> Option<Duration> {
-        let after_first = self.tokens.checked_sub(1).filter(|tokens| *tokens > 0)?;
+        let after_first = self.token_counts().1.checked_sub(1).filter(|tokens| *tokens > 0)?;
         Some(self.last_token?.duration_since(self.first_token?) / after_first)
     }
 
     /// Prompt tokens and answer tokens.
     pub(super) fn token_counts(&self) -> (u32, u32) {
-        (self.prompt_tokens, self.tokens)
+        (self.prompt_tokens, u32::try_from(self.written.len()).unwrap_or(u32::MAX))
     }
 
     /// Sends the one outcome.
@@ -192,6 +231,7 @@ impl Job {
             End::Completed { finish_reason } => (Outcome::Completed, Some(finish_reason), None),
             End::Other { outcome, error } => (outcome, None, Some(error)),
         };
+        let (prompt_tokens, completion_tokens) = self.token_counts();
         let answered = outcome == Outcome::Completed || !self.text.is_empty();
         let message =
             answered.then(|| v1::Message { role: "assistant".into(), content: self.text, ..v1::Message::default() });
@@ -204,8 +244,8 @@ impl Job {
             finish_reason,
             message,
             usage: self.started.map(|_| v1::Usage {
-                prompt_tokens: self.prompt_tokens,
-                completion_tokens: self.tokens,
+                prompt_tokens,
+                completion_tokens,
                 cached_tokens: self.cached_tokens,
             }),
             logprobs: self.logprobs,

@@ -1,36 +1,39 @@
 //! The one task that owns every accepted request.
 
 use std::{
-    collections::HashMap,
     future::Future,
-    hash::{BuildHasher as _, RandomState},
+    hash::RandomState,
     pin::Pin,
     sync::Arc,
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 use futures_util::{StreamExt, stream::FuturesUnordered};
 use tokio::sync::{mpsc, oneshot, watch};
 
 use super::{
-    Adapters, Admit, Command, Settings, View, draining,
-    job::{End, Job, Limits, Sharing, Times},
-    model_unavailable,
+    Adapters, Admit, Command, Demand, Settings, View, draining,
+    job::{End, Job, Limits, Times},
+    model_unavailable, now,
     prompt::{self, Prompt},
+    readiness::Model,
     service_time::ServiceTime,
+    slots::Slots,
     ticket::{self, Ticket},
 };
 use crate::{
-    config::SharePrefix,
-    engine::{EngineEvent, EngineHandle},
+    engine::{EngineEvent, EngineHandle, operate::Orders},
     request::{
         Client, ErrorCode, Outcome, RequestError,
         queue::{self, Entry, Full, Queue},
     },
     status::StatusBoard,
     telemetry::metrics::Metrics,
-    wire::engine::{AdapterFailed, Ready, Start, Step},
+    wire::v1,
 };
+
+mod events;
+mod start;
 
 /// What the owner is made from.
 pub(super) struct Parts {
@@ -39,16 +42,10 @@ pub(super) struct Parts {
     pub(super) status: StatusBoard,
     pub(super) metrics: Arc<Metrics>,
     pub(super) view: watch::Sender<View>,
+    /// To the governor's shell.
+    pub(super) demand: watch::Sender<Demand>,
     /// Weak: the owner must not keep itself alive.
     pub(super) commands: mpsc::WeakSender<Command>,
-}
-
-/// A sequence of the engine. Its cells are taken until the engine confirms the end, which a client does not wait for.
-struct Slot {
-    client: Client,
-    cells: u32,
-    /// `None` once the request has its outcome.
-    job: Option<Job>,
 }
 
 type Dropped = Pin<Box<dyn Future<Output = u64> + Send>>;
@@ -57,11 +54,17 @@ type Dropped = Pin<Box<dyn Future<Output = u64> + Send>>;
 pub(super) struct Owner {
     parts: Parts,
     queue: Queue<Job>,
-    slots: HashMap<u64, Slot>,
+    slots: Slots,
     /// Each resolves to the key of a request whose ticket was dropped.
     dropped: FuturesUnordered<Dropped>,
-    /// Whether requests can run.
-    ready: bool,
+    model: Model,
+    /// What is to be in force.
+    orders: watch::Receiver<Orders>,
+    /// Announced while answers wait for an engine.
+    pause: Option<v1::Pause>,
+    load_began: Option<Instant>,
+    last_load: Option<Duration>,
+    /// What is admitted; what starts is bounded by the operating point too.
     limits: Limits,
     service_time: ServiceTime,
     next_key: u64,
@@ -78,14 +81,18 @@ struct Drain {
 }
 
 impl Owner {
-    pub(super) fn new(parts: Parts) -> Self {
+    pub(super) fn new(parts: Parts, orders: watch::Receiver<Orders>) -> Self {
         let settings = &parts.settings;
         let share = queue::share(settings.share, settings.queue, settings.parallel);
         Self {
             queue: Queue::new(settings.queue as usize, share),
-            slots: HashMap::new(),
+            slots: Slots::default(),
             dropped: FuturesUnordered::new(),
-            ready: false,
+            model: Model::Loading,
+            orders,
+            pause: None,
+            load_began: None,
+            last_load: None,
             limits: Limits { context: settings.context, max_tokens: settings.max_tokens },
             service_time: ServiceTime::default(),
             next_key: 0,
@@ -106,7 +113,8 @@ impl Owner {
                     Some(command) => self.command(command).await,
                     None => return,
                 },
-                Some(event) = events.recv() => self.event(event).await,
+                Some(event) = events.recv() => self.event(event),
+                Ok(()) = self.orders.changed() => self.publish_model(),
                 Some(key) = self.dropped.next() => self.ticket_dropped(key).await,
                 () = sleep_until(deadline) => self.deadlines(now()).await,
             }
@@ -132,10 +140,7 @@ impl Owner {
             Command::Drain { until, done } => {
                 self.drain = Some(Drain { until: until.into_std(), done: Some(done) });
                 self.parts.view.send_modify(|view| view.draining = true);
-                self.parts.status.update(|status| {
-                    status.ready = false;
-                    status.reasons = vec!["draining".into()];
-                });
+                self.publish_model();
             }
         }
     }
@@ -220,10 +225,11 @@ impl Owner {
         match prompt {
             Ok(prompt) => {
                 if let Some((_, job)) = self.queue.payloads_mut().find(|(other, _)| *other == key) {
-                    // None: the engine went away meanwhile; the next vocabulary brings the next try.
                     job.prompt = prompt;
                     job.preparing = false;
                 }
+                // Without a prompt: the engine went away meanwhile. Another may be there already.
+                self.prepare_queued();
             }
             Err(error) => {
                 if let Some(entry) = self.queue.remove(key) {
@@ -233,133 +239,14 @@ impl Owner {
         }
     }
 
-    async fn event(&mut self, event: EngineEvent) {
-        match event {
-            EngineEvent::Loading => {
-                self.parts.view.send_modify(|view| view.failed = None);
-                self.publish_model("loading", None);
-            }
-            EngineEvent::Vocabulary(prompter) => {
-                if let Some(note) = prompter.note() {
-                    log::warn!(target: "temperd::dispatch", "{note}");
-                }
-                self.parts.view.send_modify(|view| view.prompter = Some(prompter));
-                self.prepare_queued();
-            }
-            EngineEvent::Ready(ready) => self.engine_ready(&ready),
-            EngineEvent::Resized(resized) => {
-                self.parts.status.update(|status| status.allocated_context = resized.allocated_context);
-            }
-            EngineEvent::Step(step) => self.step(step, now()).await,
-            EngineEvent::Embedded(embedded) => self.embedded(embedded),
-            EngineEvent::Ended { reason } => {
-                self.engine_gone(&reason);
-                self.parts.status.update(|status| {
-                    if let Some(engine) = &mut status.engine {
-                        engine.restarts += 1;
-                    }
-                });
-                self.publish_model("loading", None);
-            }
-            EngineEvent::Failed { reason } => {
-                self.engine_gone(&reason);
-                self.parts.view.send_modify(|view| view.failed = Some(reason.clone()));
-                let queued: Vec<u64> = self.queue.iter().map(|entry| entry.key).collect();
-                for entry in queued.into_iter().filter_map(|key| self.queue.remove(key)).collect::<Vec<_>>() {
-                    let error = model_unavailable(&reason);
-                    self.finish(entry.payload, End::Other { outcome: Outcome::Failed, error });
-                }
-                self.publish_model("failed", Some(reason));
-            }
-        }
-    }
-
-    fn engine_ready(&mut self, ready: &Ready) {
-        self.ready = true;
-        // llama.cpp rounds the context up; the configured one stays the limit.
-        self.limits.context = self.parts.settings.context.min(ready.context);
-        self.parts.view.send_modify(|view| {
-            view.embedding_length = Some(ready.embedding_length);
-            view.adapters_failed.clone_from(&ready.adapters_failed);
-        });
-        self.fail_queued_for(&ready.adapters_failed);
-        log::info!(target: "temperd::dispatch", context = ready.context, gpu_layers = ready.gpu_layers,
-            load_s = ready.load_s; "model ready: {}", ready.description);
-        self.parts.status.update(|status| {
-            status.allocated_context = ready.allocated_context;
-            if let Some(point) = &mut status.operating_point {
-                point.gpu_layers = ready.gpu_layers;
-            }
-            if let Some(settings) = &mut status.settings {
-                settings.threads = ready.threads;
-                settings.threads_batch = ready.threads_batch;
-                settings.n_batch = ready.n_batch;
-                settings.n_ubatch = ready.n_ubatch;
-                settings.flash_attention.clone_from(&ready.flash_attention);
-            }
-        });
-        self.publish_model("ready", None);
-    }
-
-    /// Ends what came in while the model was loading, for adapters that have turned out to be of no use.
-    fn fail_queued_for(&mut self, failed: &[AdapterFailed]) {
-        let check = |entry: &Entry<Job>| self.adapters.check(entry.payload.request.adapter.as_deref(), failed).err();
-        let late: Vec<_> = self.queue.iter().filter_map(|entry| Some((entry.key, check(entry)?))).collect();
-        for (key, error) in late {
-            if let Some(entry) = self.queue.remove(key) {
-                self.finish(entry.payload, End::Other { outcome: Outcome::Failed, error });
-            }
-        }
-    }
-
-    /// The engine is gone, and with it whatever ran.
-    fn engine_gone(&mut self, reason: &str) {
-        self.ready = false;
-        self.parts.view.send_modify(|view| view.prompter = None);
-        self.parts.status.update(|status| status.allocated_context = 0);
-        for (_, slot) in std::mem::take(&mut self.slots) {
-            self.queue.ended(&slot.client);
-            if let Some(job) = slot.job {
-                let message = format!("{reason} before the answer was complete; ask again");
-                let error = RequestError::new(ErrorCode::Internal, message);
-                self.finish(job, End::Other { outcome: Outcome::Failed, error });
-            }
-        }
-    }
-
-    async fn step(&mut self, step: Step, now: Instant) {
-        for mut output in step.outputs {
-            let key = output.sequence;
-            let Some(slot) = self.slots.get_mut(&key) else { continue };
-            let finished = output.finished.take();
-            if let Some(job) = &mut slot.job {
-                self.parts.metrics.tokens_written(output.tokens.len() as u64);
-                if let Some(after) = job.absorb(output, now) {
-                    self.parts.metrics.first_token(after);
-                }
-            }
-            let Some(finished) = finished else { continue };
-            self.parts.metrics.drafted(finished.drafted.into(), finished.accepted.into());
-            let end = match finished.reason.as_str() {
-                reason @ ("stop" | "length") => End::Completed { finish_reason: reason.into() },
-                reason => {
-                    let message = finished.error.unwrap_or_else(|| format!("the engine ended the answer: {reason}"));
-                    let error = RequestError::new(ErrorCode::Internal, message);
-                    End::Other { outcome: Outcome::Failed, error }
-                }
-            };
-            self.sequence_ended(key, end);
-        }
-    }
-
     /// The job of a running sequence, unless it has its outcome.
     pub(super) fn job_mut(&mut self, key: u64) -> Option<&mut Job> {
-        self.slots.get_mut(&key)?.job.as_mut()
+        self.slots.get_mut(key)?.job.as_mut()
     }
 
     /// The engine is done with a sequence: its slot is free, and its request, where it has no outcome yet, ends so.
     pub(super) fn sequence_ended(&mut self, key: u64, end: End) {
-        let Some(slot) = self.slots.remove(&key) else { return };
+        let Some(slot) = self.slots.remove(key) else { return };
         self.queue.ended(&slot.client);
         if let Some(job) = slot.job {
             self.finish(job, end);
@@ -394,9 +281,7 @@ impl Owner {
 
     /// All that have no outcome yet.
     fn live(&self) -> impl Iterator<Item = (u64, &Job)> {
-        let queued = self.queue.iter().map(|entry| (entry.key, &entry.payload));
-        let running = self.slots.iter().filter_map(|(key, slot)| Some((*key, slot.job.as_ref()?)));
-        queued.chain(running)
+        self.queue.iter().map(|entry| (entry.key, &entry.payload)).chain(self.slots.live())
     }
 
     fn key_of(&self, client: &Client, id: &str) -> Option<u64> {
@@ -408,7 +293,10 @@ impl Owner {
     async fn end(&mut self, key: u64, end: End) {
         if let Some(entry) = self.queue.remove(key) {
             self.finish(entry.payload, end);
-        } else if let Some(job) = self.slots.get_mut(&key).and_then(|slot| slot.job.take()) {
+        } else if let Some(paused) = self.slots.remove_paused(key) {
+            self.queue.ended(&paused.client);
+            self.finish(paused.job, end);
+        } else if let Some(job) = self.slots.get_mut(key).and_then(|slot| slot.job.take()) {
             self.finish(job, end);
             // Where the engine is gone, its end frees the slot.
             let _engine_gone = self.parts.engine.stop(key).await;
@@ -432,68 +320,10 @@ impl Owner {
         job.finish(&self.parts.settings.node, end, ended);
     }
 
-    async fn start_what_fits(&mut self) {
-        while self.ready {
-            let limits = self.limits;
-            let used: u32 = self.slots.values().map(|slot| slot.cells).sum();
-            let free = limits.context.saturating_sub(used);
-            let slot_free = self.slots.len() < self.parts.settings.parallel as usize;
-            let fits = |entry: &Entry<Job>| slot_free && entry.payload.cells(limits).is_some_and(|cells| cells <= free);
-            let Some(entry) = self.queue.pop_ready(fits) else { break };
-            let Entry { key, client, payload: mut job, .. } = entry;
-            let cells = job.cells(limits).unwrap_or(0);
-            if job.embeds {
-                let embed = job.embed(key, limits, now());
-                self.parts.metrics.prompt_read(embed.tokens.len() as u64);
-                self.slots.insert(key, Slot { client, cells, job: Some(job) });
-                let _engine_gone = self.parts.engine.embed(embed).await;
-                continue;
-            }
-            let prompter = self.parts.view.borrow().prompter.clone();
-            let stop_tokens = prompter.map_or_else(Vec::new, |prompter| prompter.stop_tokens(&job.request.stop));
-            let (adapter, adapter_scale) = self.adapters.chosen(job.request.adapter.as_deref());
-            let start = job.start(key, stop_tokens, self.sharing(&client), limits, now());
-            let start = Start { adapter, adapter_scale, ..start };
-            self.parts.metrics.prompt_read(start.prompt.len() as u64);
-            self.slots.insert(key, Slot { client, cells, job: Some(job) });
-            // Where the engine is gone, its end comes as an event and fails the request.
-            let _engine_gone = self.parts.engine.start(start).await;
-        }
-        for (ahead, (_, job)) in self.queue.payloads_mut().enumerate() {
-            job.tell_ahead(ahead);
-        }
-    }
-
-    /// Clients are told apart by a keyed hash: the engine needs no names.
-    fn sharing(&self, client: &Client) -> Sharing {
-        // 0 is nobody, 1 everybody.
-        let own = || self.scopes.hash_one(client).max(2);
-        match self.parts.settings.share_prefix {
-            SharePrefix::All => Sharing { scope: 1, public: true },
-            _ if client.is_anonymous() => Sharing { scope: 0, public: self.parts.settings.share_prefix.public() },
-            share => Sharing { scope: own(), public: share.public() },
-        }
-    }
-
-    fn publish_model(&mut self, state: &str, error: Option<String>) {
-        self.parts.metrics.model_ready(self.ready);
-        let draining = self.drain.is_some();
-        self.parts.status.update(|status| {
-            status.ready = self.ready && !draining;
-            status.reasons = match (draining, self.ready) {
-                (true, _) => vec!["draining".into()],
-                (false, true) => Vec::new(),
-                (false, false) => vec![format!("model_{state}")],
-            };
-            if let Some(model) = &mut status.model {
-                model.state = state.into();
-                model.error = error;
-            }
-        });
-    }
-
     fn publish_load(&mut self) {
         let (depth, running) = (self.queue.len(), self.slots.len());
+        let demand = Demand { requests: u32::try_from(depth + running).unwrap_or(u32::MAX), admitted: self.next_key };
+        self.parts.demand.send_if_modified(|before| std::mem::replace(before, demand) != demand);
         // This is called for each token: mostly there is nothing new.
         if std::mem::replace(&mut self.load, (depth, running)) == (depth, running) {
             return;
@@ -518,11 +348,6 @@ impl Owner {
             let _asker_gone = done.send(());
         }
     }
-}
-
-/// tokio's clock, which tests can stop.
-fn now() -> Instant {
-    tokio::time::Instant::now().into_std()
 }
 
 /// Never, where there is nothing to wait for.

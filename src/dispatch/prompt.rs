@@ -1,5 +1,6 @@
 //! From a request's input to the tokens the engine reads, and whether they fit.
 
+use super::tokens::Tokens;
 use crate::{
     chat::Prompter,
     engine::{EngineHandle, TokeniseError},
@@ -13,7 +14,7 @@ const LONGEST_TOKEN: usize = 128;
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(super) struct Prompt {
     /// The tokens; those of several texts one after the other.
-    pub(super) tokens: Vec<u32>,
+    pub(super) tokens: Tokens,
     /// Tokens of each text, where vectors are wanted.
     pub(super) lengths: Vec<u32>,
     /// How many of the tokens, from the first, are the operator's.
@@ -54,7 +55,9 @@ pub(super) async fn prepare(
         Input::Texts(texts) => return prepare_texts(texts, engine, context).await,
     };
     match engine.tokenise(segments, public).await {
-        Ok((tokens, public_prefix)) => fits(Prompt { tokens, public_prefix, lengths: Vec::new() }, context).map(Some),
+        Ok((tokens, public_prefix)) => {
+            fits(Prompt { tokens: tokens.into(), public_prefix, lengths: Vec::new() }, context).map(Some)
+        }
         Err(error) => gone(error),
     }
 }
@@ -73,7 +76,7 @@ async fn prepare_texts(texts: &[String], engine: &EngineHandle, context: u32) ->
         match engine.tokenise_text(text).await {
             Ok(tokens) => {
                 prompt.lengths.push(text_fits(index, tokens.len(), context)?);
-                prompt.tokens.extend(tokens);
+                prompt.tokens.append(tokens);
             }
             Err(error) => return gone(error),
         }
@@ -135,7 +138,7 @@ mod tests {
 
     #[test]
     fn a_prompt_leaves_room_for_one_token() {
-        let fits = |tokens| fits(Prompt { tokens, ..Prompt::default() }, 256);
+        let fits = |tokens: Vec<u32>| fits(Prompt { tokens: tokens.into(), ..Prompt::default() }, 256);
         assert!(fits(vec![1; 255]).is_ok());
         let error = fits(vec![1; 256]).expect_err("too long");
         assert_eq!((error.code, error.limit, error.actual), (ErrorCode::ContextLengthExceeded, Some(256), Some(256)));

@@ -4,13 +4,14 @@
 use std::{collections::HashMap, sync::Arc, time::Duration};
 
 use proptest::prelude::*;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 
-use super::{Dispatcher, Event, Settings, Ticket, initial_status};
+use super::{Demand, Dispatcher, Event, Governing, Settings, Ticket, initial_status};
 use crate::{
     chat::Prompter,
     config::{Adapter, Machine, Overrides, SharePrefix},
-    engine::{EngineEvent, EngineHandle},
+    engine::{EngineEvent, EngineHandle, operate::Orders, plan::Change},
+    governor::Admit,
     request::{Client, ErrorCode, Request, RequestError, WayIn, check},
     status::StatusBoard,
     telemetry::metrics::Metrics,
@@ -23,6 +24,8 @@ use crate::{
     },
 };
 
+mod governed;
+
 const CONTEXT: u32 = 512;
 
 /// A dispatcher, and its engine played by the test. A prompt has as many tokens as bytes.
@@ -34,6 +37,8 @@ struct Rig {
     handle: EngineHandle,
     status: StatusBoard,
     metrics: Arc<Metrics>,
+    orders: watch::Sender<Orders>,
+    demand: watch::Receiver<Demand>,
 }
 
 impl Rig {
@@ -56,9 +61,13 @@ impl Rig {
             share_prefix: SharePrefix::System,
             adapters: adapters(),
         };
-        let dispatcher = Dispatcher::start(settings, handle.clone(), incoming, status.clone(), metrics.clone());
+        let (orders, governed) = watch::channel(Orders::full(&config.engine));
+        let (demand_sender, demand) = watch::channel(Demand::default());
+        let governing = Governing { orders: governed, demand: demand_sender };
+        let dispatcher =
+            Dispatcher::start(settings, handle.clone(), incoming, governing, status.clone(), metrics.clone());
         let frames = play_tokeniser(&handle);
-        Self { dispatcher, events, frames, handle, status, metrics }
+        Self { dispatcher, events, frames, handle, status, metrics, orders, demand }
     }
 
     async fn ready(parallel: u32, queue: u32) -> Self {
@@ -71,8 +80,37 @@ impl Rig {
         self.event(EngineEvent::Loading).await;
         self.event(EngineEvent::Vocabulary(Arc::new(prompter()))).await;
         self.event(EngineEvent::Ready(Ready { context: CONTEXT, ..Ready::default() })).await;
+        self.model_is("ready", true).await;
+    }
+
+    /// Waits until the model is in this state, or in another.
+    async fn model_is(&self, state: &str, so: bool) {
         let mut status = self.status.watch();
-        status.wait_for(|status| status.ready).await.expect("ready");
+        let is = |status: &v1::Status| status.model.as_ref().is_some_and(|model| model.state == state) == so;
+        status.wait_for(is).await.expect("the owner lives");
+    }
+
+    /// The engine dies, and another is ready.
+    async fn crash(&mut self) {
+        self.ends(EngineEvent::Ended { reason: "the engine was ended by signal 9".into() }).await;
+        self.load().await;
+    }
+
+    /// The engine ends in this way.
+    async fn ends(&mut self, event: EngineEvent) {
+        self.handle.detach();
+        self.event(event).await;
+        self.model_is("ready", false).await;
+        self.frames = play_tokeniser(&self.handle);
+    }
+
+    fn order(&self, change: impl FnOnce(&mut Orders)) {
+        self.orders.send_modify(change);
+    }
+
+    /// Lets the owner act on what it was sent.
+    async fn settle(&self) {
+        tokio::time::sleep(Duration::from_millis(1)).await;
     }
 
     async fn event(&self, event: EngineEvent) {
@@ -281,13 +319,15 @@ async fn embeddings_that_fail_or_are_cancelled_have_one_outcome_and_no_vectors()
     let next = rig.dispatcher.submit(texts("c", &["one"])).await.expect("queued");
     assert!(rig.frames.try_recv().is_err(), "the slot is still taken");
     rig.embedded(vectors(embed.sequence, &[], Some("cancelled"))).await;
-    rig.embeds().await;
-    rig.handle.detach();
-    rig.event(EngineEvent::Ended { reason: "it died".into() }).await;
-    assert_eq!(next.embedded().await.outcome, "failed");
+    let embed = rig.embeds().await;
+    rig.embedded(vectors(embed.sequence, &[7.0], None)).await;
+    rig.crash().await;
+    let again = rig.embeds().await;
+    assert_eq!((again.sequence, again.tokens), (embed.sequence, embed.tokens), "all of it is read again");
+    rig.embedded(vectors(again.sequence, &[8.0], Some("stop"))).await;
+    let reply = next.embedded().await;
+    assert_eq!(reply.embeddings.iter().map(|one| one.values[0]).collect::<Vec<_>>(), [8.0]);
     let too_long = texts("d", &["x", &"y".repeat(CONTEXT as usize + 1)]);
-    rig.frames = play_tokeniser(&rig.handle);
-    rig.load().await;
     let error = rig.dispatcher.submit(too_long).await.expect_err("refused");
     assert_eq!((error.code, error.param.as_deref()), (ErrorCode::ContextLengthExceeded, Some("input[1]")));
 }
@@ -405,26 +445,6 @@ async fn a_model_that_failed_refuses_and_recovers() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn the_end_of_an_engine_fails_what_ran_and_keeps_what_waits() {
-    let mut rig = Rig::ready(1, 4).await;
-    let running = rig.submit("a").await.expect("admitted");
-    let start = rig.started().await;
-    rig.says(start.sequence, "half", None).await;
-    let queued = rig.submit("b").await.expect("queued");
-    rig.handle.detach();
-    rig.event(EngineEvent::Ended { reason: "the engine was ended by signal 9".into() }).await;
-    let last = running.outcome().await;
-    assert_eq!(last.outcome, "failed");
-    assert_eq!(last.message.expect("what there was").content, "half");
-    rig.frames = play_tokeniser(&rig.handle);
-    rig.load().await;
-    let start = rig.started().await;
-    rig.says(start.sequence, "whole", Some("stop")).await;
-    assert_eq!(queued.outcome().await.outcome, "completed");
-    assert_eq!(rig.status.get().engine.expect("an engine").restarts, 1);
-}
-
-#[tokio::test(start_paused = true)]
 async fn draining_waits_then_fails_the_rest() {
     let mut rig = Rig::ready(1, 4).await;
     let first = rig.submit("a").await.expect("admitted");
@@ -444,12 +464,23 @@ async fn draining_waits_then_fails_the_rest() {
 
 #[derive(Debug, Clone)]
 enum Act {
-    Submit { priority: i32, tokens: usize, deadline_ms: u32 },
+    Submit {
+        priority: i32,
+        tokens: usize,
+        deadline_ms: u32,
+    },
     Cancel(usize),
     Drop(usize),
     Token(usize),
     Finish(usize),
     EngineDies,
+    /// Ended on purpose, for another engine or for none for a while.
+    Changes(bool),
+    Order {
+        context: u32,
+        parallel: u32,
+        admit: bool,
+    },
     Wait(u64),
 }
 
@@ -462,6 +493,9 @@ fn act() -> impl Strategy<Value = Act> {
         3 => (0_usize..8).prop_map(Act::Token),
         3 => (0_usize..8).prop_map(Act::Finish),
         1 => Just(Act::EngineDies),
+        1 => any::<bool>().prop_map(Act::Changes),
+        1 => (64_u32..=CONTEXT, 1_u32..=2, any::<bool>())
+            .prop_map(|(context, parallel, admit)| Act::Order { context, parallel, admit }),
         1 => (1_u64..3000).prop_map(Act::Wait),
     ]
 }
@@ -500,14 +534,22 @@ async fn play(acts: Vec<Act>) -> u64 {
                 }
             }
             Act::EngineDies => {
-                rig.handle.detach();
-                rig.event(EngineEvent::Ended { reason: "it died".into() }).await;
                 live.clear();
-                rig.frames = play_tokeniser(&rig.handle);
-                let mut status = rig.status.watch();
-                status.wait_for(|status| !status.ready).await.expect("not ready");
+                rig.crash().await;
+            }
+            Act::Changes(what) => {
+                live.clear();
+                let change = EngineEvent::Changing(if what { Change::GpuLayers } else { Change::Unload });
+                rig.ends(change).await;
+                if !what {
+                    rig.event(EngineEvent::Unloaded { asleep: false }).await;
+                }
                 rig.load().await;
             }
+            Act::Order { context, parallel, admit } => rig.order(|orders| {
+                (orders.point.context, orders.point.parallel) = (context, parallel);
+                orders.point.admit = if admit { Admit::Run } else { Admit::Hold };
+            }),
             Act::Wait(ms) => tokio::time::sleep(Duration::from_millis(ms)).await,
         }
         // Let the owner act, then answer its frames.

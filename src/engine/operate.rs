@@ -4,14 +4,15 @@
 use std::time::Duration;
 
 use crate::{
-    governor::{Cache, Failure, OperatingPoint},
+    config,
+    governor::{Admit, Bytes, Cache, Failure, OperatingPoint},
     wire::engine::{Heartbeat, Operate, Ready},
 };
 
 /// What is to be in force.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Orders {
-    /// The operating point.
+    /// The operating point. While nobody knows how many layers there are, `gpu_layers` bounds nothing.
     pub point: OperatingPoint,
     /// What may stay in the KV cache.
     pub cache: Cache,
@@ -19,9 +20,24 @@ pub struct Orders {
     pub grow_to: u32,
     /// Whether no model is to be loaded because nobody has asked anything for long: the next request ends it.
     pub asleep: bool,
+    /// Memory above `critical` at the last reading: a state that is handed from one engine to another must fit into it.
+    pub spare: Bytes,
 }
 
 impl Orders {
+    /// All that is configured, before anything was read.
+    #[must_use]
+    pub fn full(engine: &config::Engine) -> Self {
+        let point = OperatingPoint {
+            context: engine.context,
+            gpu_layers: u32::MAX,
+            parallel: engine.parallel,
+            pace: 1.0,
+            admit: Admit::Run,
+        };
+        Self { point, cache: Cache::Keep, grow_to: engine.context, asleep: false, spare: Bytes(0) }
+    }
+
     /// The engine's part.
     #[must_use]
     pub fn to_engine(self) -> Operate {
@@ -41,6 +57,11 @@ impl Orders {
 pub struct Vitals {
     /// Whether a model is being loaded.
     pub loading: bool,
+    /// Its process.
+    pub pid: Option<u32>,
+    /// Layers that could be on a GPU: as the last engine said, or as the model's file lets expect; 0 without a GPU, and
+    /// while nothing is known.
+    pub layers: u32,
     /// What the engine that lives said when it was ready; `None` while there is none.
     pub ready: Option<Ready>,
     /// Cells that are allocated now.
@@ -58,3 +79,103 @@ pub struct Vitals {
 
 /// Failures that [`Vitals`] keeps; each has a number of its own, so that none is counted twice.
 pub const FAILURES: usize = 64;
+
+impl Vitals {
+    /// An engine is started.
+    pub fn begin(&mut self, pid: Option<u32>) {
+        self.gone();
+        (self.loading, self.pid) = (true, pid);
+    }
+
+    /// The engine is ready, so long after its start.
+    pub fn is_ready(&mut self, ready: &Ready, load: Duration) {
+        (self.loading, self.load, self.layers) = (false, load, ready.layers);
+        self.allocated_context = ready.allocated_context;
+        self.ready = Some(ready.clone());
+    }
+
+    /// A heartbeat; `pace` is what the engine was told. One that does not count its time is taken to use all it has.
+    pub fn beat(&mut self, heartbeat: Heartbeat, pace: f64) {
+        let elapsed = heartbeat.at_s - self.heartbeat.at_s;
+        let computed = heartbeat.computed_s - self.heartbeat.computed_s;
+        self.busy = if elapsed > 0.0 {
+            (computed / elapsed).clamp(0.0, 1.0)
+        } else if heartbeat.sequences > 0 {
+            pace
+        } else {
+            0.0
+        };
+        self.heartbeat = heartbeat;
+    }
+
+    /// There is no engine.
+    pub fn gone(&mut self) {
+        let Self { layers, load, ref mut failures, .. } = *self;
+        *self = Self { layers, load, failures: std::mem::take(failures), ..Self::default() };
+    }
+
+    /// Something went wrong.
+    pub fn failed(&mut self, failure: Failure) {
+        let number = self.failures.last().map_or(0, |(number, _)| number + 1);
+        if self.failures.len() >= FAILURES {
+            self.failures.drain(..FAILURES / 2);
+        }
+        self.failures.push((number, failure));
+    }
+
+    /// Bytes of a state that holds all cells in use; `None` where the engine does not say what they take.
+    #[must_use]
+    pub fn state(&self) -> Option<Bytes> {
+        let per_token = self.ready.as_ref().map(|ready| ready.kv_bytes_per_token).filter(|bytes| *bytes > 0)?;
+        let cells = self.heartbeat.live_tokens.saturating_add(self.heartbeat.cached_tokens);
+        Some(Bytes(per_token).times(cells.min(self.allocated_context)))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn heartbeat(at_s: f64, computed_s: f64, sequences: u32) -> Heartbeat {
+        Heartbeat { at_s, computed_s, sequences, ..Heartbeat::default() }
+    }
+
+    #[test]
+    fn busy_is_the_share_that_was_computed_between_two_heartbeats() {
+        let mut vitals = Vitals::default();
+        vitals.beat(heartbeat(10.0, 4.0, 1), 1.0);
+        vitals.beat(heartbeat(10.5, 4.2, 1), 1.0);
+        assert!((vitals.busy - 0.4).abs() < 1e-9, "{}", vitals.busy);
+        vitals.beat(heartbeat(11.0, 9.0, 1), 1.0);
+        assert!(vitals.busy <= 1.0);
+    }
+
+    #[test]
+    fn an_engine_that_counts_no_time_is_busy_while_it_has_something_to_do() {
+        let mut vitals = Vitals::default();
+        vitals.beat(heartbeat(0.0, 0.0, 2), 0.3);
+        assert!((vitals.busy - 0.3).abs() < 1e-9);
+        vitals.beat(heartbeat(0.0, 0.0, 0), 0.3);
+        assert!(vitals.busy.abs() < 1e-9);
+    }
+
+    #[test]
+    fn failures_are_numbered_and_bounded_and_outlive_an_engine() {
+        let mut vitals = Vitals::default();
+        let crash = Failure::Crash { gpu_layers: 0, context: 1 };
+        (0..200).for_each(|_| vitals.failed(crash));
+        vitals.begin(Some(7));
+        assert!(vitals.failures.len() <= FAILURES && vitals.loading);
+        assert_eq!(vitals.failures.last().map(|(number, _)| *number), Some(199));
+        assert!(vitals.failures.windows(2).all(|pair| pair[1].0 == pair[0].0 + 1));
+    }
+
+    #[test]
+    fn a_state_is_known_where_the_engine_says_what_a_cell_takes() {
+        let mut vitals = Vitals { allocated_context: 1000, ..Vitals::default() };
+        vitals.heartbeat.live_tokens = 300;
+        assert_eq!(vitals.state(), None);
+        vitals.ready = Some(Ready { kv_bytes_per_token: 10, ..Ready::default() });
+        assert_eq!(vitals.state(), Some(Bytes(3000)));
+    }
+}

@@ -2,7 +2,10 @@
 
 use std::{
     io,
-    os::{fd::OwnedFd, unix::net::UnixStream as StdUnixStream},
+    os::{
+        fd::{AsRawFd as _, OwnedFd},
+        unix::net::UnixStream as StdUnixStream,
+    },
     path::Path,
     process::{ExitStatus, Stdio},
 };
@@ -10,6 +13,7 @@ use std::{
 use bytes::Bytes;
 use futures_util::{SinkExt, StreamExt};
 use prost::Message;
+use rustix::io::{FdFlags, fcntl_setfd};
 use tokio::{
     io::{AsyncBufReadExt, AsyncReadExt, BufReader},
     net::{
@@ -21,7 +25,7 @@ use tokio::{
 };
 use tokio_util::codec::{FramedRead, FramedWrite, LengthDelimitedCodec};
 
-use super::frames;
+use super::{frames, handover::Handover};
 use crate::wire::engine::{FromEngine, ToEngine};
 
 /// Longest line of the engine's standard error that is logged.
@@ -35,24 +39,40 @@ pub struct EngineProcess {
 }
 
 impl EngineProcess {
-    /// Starts the binary. Frames that come out of `outgoing` are written to it, until the channel or the process
-    /// closes.
+    /// Starts the binary, with what it inherits. Frames that come out of `outgoing` are written to it, until the channel
+    /// or the process closes.
     ///
     /// # Errors
     /// Where the process cannot be started.
-    pub fn spawn(binary: &Path, environment: &[(&str, &str)], outgoing: mpsc::Receiver<ToEngine>) -> io::Result<Self> {
+    pub fn spawn(
+        binary: &Path,
+        environment: &[(&str, &str)],
+        handover: &Handover,
+        outgoing: mpsc::Receiver<ToEngine>,
+    ) -> io::Result<Self> {
         let (ours, theirs) = StdUnixStream::pair()?;
         ours.set_nonblocking(true)?;
         let (read, write) = UnixStream::from_std(ours)?.into_split();
-        let mut child = Command::new(binary)
+        let numbers = handover.inherited().map(|(name, file)| (name, file.as_raw_fd().to_string()));
+        let mut command = Command::new(binary);
+        command
             .envs(environment.iter().copied())
+            .envs(numbers)
             .stdin(Stdio::from(OwnedFd::from(theirs)))
             .stdout(Stdio::null())
             .stderr(Stdio::piped())
             // Ctrl-C in a terminal goes to the whole group: the daemon drains, and needs its engine for that.
             .process_group(0)
-            .kill_on_drop(true)
-            .spawn()?;
+            .kill_on_drop(true);
+        // No other process is started by this one, so nobody else inherits them meanwhile.
+        for (_, file) in handover.inherited() {
+            fcntl_setfd(file, FdFlags::empty())?;
+        }
+        let spawned = command.spawn();
+        for (_, file) in handover.inherited() {
+            fcntl_setfd(file, FdFlags::CLOEXEC)?;
+        }
+        let mut child = spawned?;
         if let Some(stderr) = child.stderr.take() {
             tokio::spawn(log_stderr(stderr));
         }

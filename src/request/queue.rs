@@ -5,7 +5,8 @@
 //! priority would stand that came so much later.
 //!
 //! The order is strict: only the first one may start, and while it does not fit, nothing behind it starts either. So a
-//! large request is never starved by small ones that keep slipping past it. No client holds more than its share of
+//! large request is never starved by small ones that keep slipping past it. While the governor has lowered the context,
+//! those that it cannot hold at all are passed over; they are first again as soon as it can. No client holds more than its share of
 //! queue and slots together, so one that floods us leaves room for the others.
 //!
 //! Time comes in as arguments. A bounded queue is short: what is asked for rarely is found by looking through it.
@@ -115,8 +116,18 @@ impl<T> Queue<T> {
 
     /// Takes out the first one, if it fits; from now on it counts as running, until [`Queue::ended`].
     pub fn pop_ready(&mut self, fits: impl FnOnce(&Entry<T>) -> bool) -> Option<Entry<T>> {
-        let first = self.waiting.first_entry().filter(|first| fits(first.get()))?;
-        let entry = first.remove();
+        self.pop_ready_of(|_| true, fits)
+    }
+
+    /// As [`Queue::pop_ready`], of those that `counts`: the others are passed over and keep their places. That is for
+    /// requests which cannot start whatever becomes free, since less is there than usual; once it is not, they are first.
+    pub fn pop_ready_of(
+        &mut self,
+        counts: impl Fn(&Entry<T>) -> bool,
+        fits: impl FnOnce(&Entry<T>) -> bool,
+    ) -> Option<Entry<T>> {
+        let place = *self.waiting.iter().find(|(_, entry)| counts(entry)).filter(|(_, entry)| fits(entry))?.0;
+        let entry = self.waiting.remove(&place)?;
         *self.running.entry(entry.client.clone()).or_default() += 1;
         Some(entry)
     }
@@ -246,6 +257,23 @@ mod tests {
         assert!(queue.pop_ready(|entry| entry.payload <= 10).is_none());
         assert_eq!(queue.len(), 2);
         assert_eq!(queue.pop_ready(|entry| entry.payload <= 1000).unwrap().key, 1);
+    }
+
+    #[test]
+    fn those_that_do_not_count_keep_their_places() {
+        let epoch = Instant::now();
+        let mut queue = Queue::new(8, 8);
+        for (key, cells) in [(1, 1000), (2, 400), (3, 10)] {
+            queue.push(Entry { payload: cells, ..entry(key, 1, 0, epoch, key, 99) }).unwrap();
+        }
+        let mut pop = |context, free| {
+            let entry = queue.pop_ready_of(|entry| entry.payload <= context, |entry| entry.payload <= free);
+            entry.map(|entry| entry.key)
+        };
+        assert_eq!(pop(500, 100), None, "nothing slips past the first that counts");
+        assert_eq!(pop(500, 500), Some(2));
+        assert_eq!(pop(1000, 100), None, "the first counts again");
+        assert_eq!(pop(1000, 1000), Some(1));
     }
 
     #[test]

@@ -156,7 +156,11 @@ impl Control for Service {
         &self,
         request: Request<SetOperatingPointRequest>,
     ) -> Result<Response<v1::Status>, Status> {
-        Err(self.refuse(peer(&request)?, &later("operating_point", "SetOperatingPoint")))
+        let peer = peer(&request)?;
+        let pin = request.into_inner().operating_point.unwrap_or_default();
+        log::info!(target: "temperd::socket", uid = peer.uid, pin:? = pin; "an operator sets the operating point");
+        let status = self.shared.keeper.set_pin(&pin).await.map_err(|error| self.refuse(peer, &error))?;
+        Ok(Response::new(status))
     }
 
     async fn delete_session(

@@ -20,7 +20,7 @@ use std::{
 };
 
 use tokio::{
-    sync::watch,
+    sync::{broadcast, watch},
     time::{Interval, MissedTickBehavior},
 };
 
@@ -136,12 +136,14 @@ impl Mqtt {
 }
 
 /// Serves MQTT until `phase` says [`Phase::Stopping`] and the broker has what it should. A broker that is away, at the
-/// start or later, is no error: it is tried again for ever. `telemetry` takes one snapshot.
+/// start or later, is no error: it is tried again for ever. `telemetry` takes one snapshot; `events` are published as they
+/// come.
 pub async fn run<A: Answers>(
     mqtt: Mqtt,
     answers: A,
     board: StatusBoard,
     mut telemetry: impl FnMut() -> v1::Telemetry + Send,
+    mut events: broadcast::Receiver<v1::Event>,
     metrics: Arc<Metrics>,
     mut phase: watch::Receiver<Phase>,
 ) {
@@ -168,6 +170,10 @@ pub async fn run<A: Answers>(
             happening = session.next() => session.handle(happening, Instant::now()),
             Ok(()) = status.changed() => session.publish_state(),
             () = tick(&mut ticks), if is_up => session.publish_telemetry(&telemetry()),
+            event = next(&mut events) => match event {
+                Ok(event) => session.publish_event(&event),
+                Err(lost) => session.lost_events(lost),
+            },
             changed = phase.changed(), if leaving.is_none() => {
                 // Whoever steers us being gone means that there is nothing left to serve.
                 let now = changed.map_or(Phase::Stopping, |()| *phase.borrow_and_update());
@@ -239,6 +245,15 @@ async fn tick(ticks: &mut Option<Interval>) {
             ticks.tick().await;
         }
         None => pending().await,
+    }
+}
+
+/// The next event, or how many were lost before it. Whoever made them being gone, there are no more.
+async fn next(events: &mut broadcast::Receiver<v1::Event>) -> Result<v1::Event, u64> {
+    match events.recv().await {
+        Ok(event) => Ok(event),
+        Err(broadcast::error::RecvError::Lagged(lost)) => Err(lost),
+        Err(broadcast::error::RecvError::Closed) => pending().await,
     }
 }
 

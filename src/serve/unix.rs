@@ -40,6 +40,7 @@ pub use self::{
 use crate::{
     config,
     dispatch::Dispatcher,
+    keeper,
     request::{ErrorCode, RequestError, WayIn, check::Bounds},
     serve::{grpc, http},
     status::StatusBoard,
@@ -68,6 +69,8 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 pub struct Shared {
     /// Takes the requests.
     pub dispatcher: Dispatcher,
+    /// Takes an operator's pins.
+    pub keeper: keeper::Handle,
     /// For `/v1/status`, readiness, health and the model's name.
     pub status: StatusBoard,
     /// Counts what never reaches the dispatcher; rendered by `/metrics`.

@@ -1,7 +1,7 @@
 //! Counters, gauges and histograms for `/metrics`. Latencies carry OpenTelemetry's GenAI names (dots become
 //! underscores, the unit is appended), the rest our own prefix. No label ever holds an id or any text.
 
-use std::time::Duration;
+use std::{sync::atomic::AtomicU64, time::Duration};
 
 use prometheus_client::{
     encoding::{EncodeLabelSet, text::encode},
@@ -10,6 +10,7 @@ use prometheus_client::{
 };
 
 use crate::{
+    governor::OperatingPoint,
     request::{ErrorCode, Outcome, WayIn},
     serve::mqtt::counts::Counts,
 };
@@ -39,6 +40,14 @@ struct RefusalLabels {
     code: &'static str,
 }
 
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct ZoneLabels {
+    zone: String,
+}
+
+/// A gauge of something that is no whole number.
+type FloatGauge = Gauge<f64, AtomicU64>;
+
 /// All metrics; passed by `Arc` to whoever counts.
 #[derive(Debug)]
 pub struct Metrics {
@@ -58,6 +67,11 @@ pub struct Metrics {
     engine_restarts: Counter,
     mqtt_outbox: Gauge,
     mqtt: Counts,
+    gpu_layers: Gauge,
+    context_tokens: Gauge,
+    pace: FloatGauge,
+    memory_available: FloatGauge,
+    temperatures: Family<ZoneLabels, FloatGauge>,
 }
 
 /// Totals since the start, for telemetry.
@@ -100,6 +114,11 @@ impl Metrics {
             engine_restarts: Counter::default(),
             mqtt_outbox: Gauge::default(),
             mqtt: Counts::default(),
+            gpu_layers: Gauge::default(),
+            context_tokens: Gauge::default(),
+            pace: FloatGauge::default(),
+            memory_available: FloatGauge::default(),
+            temperatures: Family::default(),
         };
         metrics.register();
         metrics
@@ -132,6 +151,15 @@ impl Metrics {
         r.register("temperd_model_ready", "1 where the model can answer", self.model_ready.clone());
         r.register("temperd_engine_restarts", "Engines replaced after their end", self.engine_restarts.clone());
         r.register("temperd_mqtt_outbox_entries", "Messages not acknowledged by the broker", self.mqtt_outbox.clone());
+        r.register("temperd_gpu_layers", "Layers on the GPU", self.gpu_layers.clone());
+        r.register("temperd_context_tokens", "Tokens that the KV cache may hold", self.context_tokens.clone());
+        r.register("temperd_pace_ratio", "Share of the time that the engine may work", self.pace.clone());
+        r.register(
+            "temperd_memory_available_bytes",
+            "Memory that can be had without swapping",
+            self.memory_available.clone(),
+        );
+        r.register("temperd_temperature_celsius", "Temperature by zone", self.temperatures.clone());
         self.mqtt.register(r.sub_registry_with_prefix("temperd"));
     }
 
@@ -193,6 +221,23 @@ impl Metrics {
         self.mqtt_outbox.set(i64::try_from(entries).unwrap_or(i64::MAX));
     }
 
+    /// The operating point in force.
+    pub fn operating_point(&self, point: &OperatingPoint) {
+        self.gpu_layers.set(point.gpu_layers.into());
+        self.context_tokens.set(point.context.into());
+        self.pace.set(point.pace);
+    }
+
+    /// Readings of the board: memory in bytes, where it could be read, and the zones that could. One that could not keeps
+    /// no old value.
+    pub fn board(&self, memory_available: Option<f64>, temperatures: &[(String, f64)]) {
+        self.memory_available.set(memory_available.unwrap_or(f64::NAN));
+        self.temperatures.clear();
+        for (zone, degrees) in temperatures {
+            self.temperatures.get_or_create(&ZoneLabels { zone: zone.clone() }).set(*degrees);
+        }
+    }
+
     /// What MQTT counts by itself.
     #[must_use]
     pub fn mqtt(&self) -> &Counts {
@@ -245,6 +290,12 @@ mod tests {
         assert!(text.contains("temperd_jobs_total{way_in=\"http\",outcome=\"completed\"} 1"), "{text}");
         assert!(text.contains("temperd_refused_total{way_in=\"grpc\",code=\"queue_full\"} 1"), "{text}");
         assert!(text.contains("gen_ai_server_request_duration_seconds_count 2"), "{text}");
+        metrics.board(Some(5e9), &[("tj-thermal".into(), 61.5), ("cv0-thermal".into(), 50.0)]);
+        metrics.board(Some(4e9), &[("tj-thermal".into(), 62.0)]);
+        let text = metrics.render();
+        assert!(text.contains("temperd_temperature_celsius{zone=\"tj-thermal\"} 62.0"), "{text}");
+        assert!(!text.contains("cv0-thermal"), "{text}");
+        assert!(text.contains("temperd_memory_available_bytes 4000000000"), "{text}");
         let totals = metrics.totals();
         assert_eq!((totals.completed, totals.refused, totals.completion_tokens), (2, 1, 7));
     }

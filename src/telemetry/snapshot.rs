@@ -5,14 +5,17 @@ use std::{
     time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
 
+use tokio::sync::watch;
+
 use super::metrics::{Metrics, Totals};
-use crate::{status::StatusBoard, wire::v1};
+use crate::{keeper::report::Readings, status::StatusBoard, wire::v1};
 
 /// Makes telemetry messages; keeps what the last one counted, since rates are of the time between two.
 #[derive(Debug)]
 pub struct Snapshots {
     status: StatusBoard,
     metrics: Arc<Metrics>,
+    readings: watch::Receiver<Readings>,
     started: Instant,
     last: (Instant, Totals),
 }
@@ -20,8 +23,13 @@ pub struct Snapshots {
 impl Snapshots {
     /// Rates of the first message are since `started`.
     #[must_use]
-    pub fn new(status: StatusBoard, metrics: Arc<Metrics>, started: Instant) -> Self {
-        Self { status, metrics, started, last: (started, Totals::default()) }
+    pub fn new(
+        status: StatusBoard,
+        metrics: Arc<Metrics>,
+        readings: watch::Receiver<Readings>,
+        started: Instant,
+    ) -> Self {
+        Self { status, metrics, readings, started, last: (started, Totals::default()) }
     }
 
     /// A message as of now.
@@ -30,6 +38,7 @@ impl Snapshots {
         let totals = self.metrics.totals();
         let (last_time, last_totals) = std::mem::replace(&mut self.last, (now, totals));
         let status = self.status.get();
+        let Readings { board, daemon, engine, .. } = self.readings.borrow().clone();
         v1::Telemetry {
             node: status.node,
             version: status.version,
@@ -42,6 +51,9 @@ impl Snapshots {
             running: status.running.unwrap_or_default(),
             rates: Some(rates(&last_totals, &totals, now.duration_since(last_time))),
             counters: Some(counters(&totals)),
+            board: Some(board),
+            daemon,
+            engine,
         }
     }
 }

@@ -110,9 +110,10 @@ class Client:
                                     ("a priority", {"input": ["x"], "priority": 2}, "priority")]:
             refused(f"Embed with {what}", lambda: self.inference.Embed(self.pb.EmbedRequest(**fields)),
                     param=param, **bad)
-        refused("SetOperatingPoint",
-                lambda: self.control.SetOperatingPoint(self.control_pb.SetOperatingPointRequest()),
-                param="operating_point", **bad)
+        for field, value in [("context", 1), ("parallel", 0), ("pace", 2.0), ("admit", "stop")]:
+            pin = self.control_pb.SetOperatingPointRequest(operating_point={field: value})
+            refused(f"SetOperatingPoint with {field} = {value!r}", lambda: self.control.SetOperatingPoint(pin),
+                    param=f"operating_point.{field}", **bad)
         refused("DeleteSession", lambda: self.control.DeleteSession(self.control_pb.DeleteSessionRequest(session="s")),
                 param="session", **bad)
         refused("Cancel without an id", lambda: self.control.Cancel(self.control_pb.CancelRequest()), param="id", **bad)

@@ -1,6 +1,7 @@
 //! A real daemon with a real engine in a private folder, ended with the test.
 
 use std::{
+    ffi::OsStr,
     fs,
     path::{Path, PathBuf},
     process::{ExitStatus, Stdio},
@@ -47,6 +48,22 @@ impl Daemon {
         daemon
     }
 
+    /// As [`Self::ready`], with the readings of a board from below a folder.
+    pub async fn ready_on(board: &Path, toml: &str) -> Self {
+        let mut daemon = Self::start_on(board, toml);
+        let line = daemon.line().await;
+        assert!(line.starts_with("temperd ready "), "{line}\n{}", daemon.log_text());
+        daemon
+    }
+
+    /// The same without waiting.
+    pub fn start_on(board: &Path, toml: &str) -> Self {
+        let folder = tempfile::tempdir().expect("a folder");
+        let (socket, log) = (folder.path().join("temperd.sock"), folder.path().join("log"));
+        let board = ["--board-root".as_ref(), board.as_os_str()];
+        Self::start_with(&model(), toml, folder, socket, log, &board)
+    }
+
     /// Starts without waiting, at a socket in a folder of its own.
     pub fn start(model: &Path, toml: &str) -> Self {
         let folder = tempfile::tempdir().expect("a folder");
@@ -69,6 +86,17 @@ impl Daemon {
     }
 
     fn start_at(model: &Path, toml: &str, folder: tempfile::TempDir, socket: PathBuf, log: PathBuf) -> Self {
+        Self::start_with(model, toml, folder, socket, log, &[])
+    }
+
+    fn start_with(
+        model: &Path,
+        toml: &str,
+        folder: tempfile::TempDir,
+        socket: PathBuf,
+        log: PathBuf,
+        arguments: &[&OsStr],
+    ) -> Self {
         let config = folder.path().join("config.toml");
         fs::write(&config, with_one_thread(toml)).expect("written");
         let mut child = Command::new(env!("CARGO_BIN_EXE_temperd"))
@@ -81,6 +109,7 @@ impl Daemon {
             .arg(&socket)
             .arg("--node")
             .arg("test")
+            .args(arguments)
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
             .stderr(fs::File::create(&log).expect("a log file"))

@@ -22,7 +22,7 @@ use temperd::{
     wire::v1,
 };
 use tokio::{
-    sync::{mpsc, oneshot, watch},
+    sync::{broadcast, mpsc, oneshot, watch},
     task::JoinHandle,
 };
 
@@ -103,6 +103,7 @@ pub struct Node {
     pub board: StatusBoard,
     pub counts: Counts,
     pub phase: watch::Sender<Phase>,
+    pub events: broadcast::Sender<v1::Event>,
     task: JoinHandle<()>,
 }
 
@@ -143,8 +144,9 @@ impl Node {
         let counts = mqtt.counts.clone();
         let telemetry = || v1::Telemetry { node: NODE.into(), uptime_s: 1.0, ..v1::Telemetry::default() };
         let metrics = Arc::new(Metrics::default());
-        let task = tokio::spawn(mqtt::run(mqtt, stage, board.clone(), telemetry, metrics, watch));
-        Self { submitted, cancelled, board, counts, phase, task }
+        let (events, happened) = broadcast::channel(16);
+        let task = tokio::spawn(mqtt::run(mqtt, stage, board.clone(), telemetry, happened, metrics, watch));
+        Self { submitted, cancelled, board, counts, phase, events, task }
     }
 
     /// Starts one and waits until it is connected.

@@ -35,6 +35,7 @@ pub struct EngineKeys {
     pub share_prefix: Setting<String>,
     pub lookup: Setting<bool>,
     pub step_target_ms: Setting<i64>,
+    pub idle_unload_s: Setting<i64>,
     pub path: Setting<String>,
 }
 

@@ -239,6 +239,16 @@ impl<A: Answers> Session<A> {
         }
     }
 
+    /// Publishes something that has happened; while the broker is away it waits, where there is room.
+    pub fn publish_event(&mut self, event: &v1::Event) {
+        self.push_optional(self.own_message(self.topics.event(), event, false));
+    }
+
+    /// Events that came faster than they could be taken.
+    pub fn lost_events(&self, lost: u64) {
+        self.counts.dropped_messages.inc_by(lost);
+    }
+
     fn connection_event(&mut self, event: Event, now: Instant) {
         match event {
             Event::Up(allowed) => self.up(allowed),

@@ -127,6 +127,12 @@ impl Topics {
         format!("{}/telemetry", self.base)
     }
 
+    /// What has happened, as it happens.
+    #[must_use]
+    pub fn event(&self) -> String {
+        format!("{}/event", self.base)
+    }
+
     /// The two filters of an operation: without and with a client segment.
     #[must_use]
     pub fn request_filters(&self, op: Op) -> [String; 2] {

@@ -1,0 +1,277 @@
+//! The life of one engine, from its hello to its end: frames come in, orders go out.
+//!
+//! ```text
+//!   hello ── loading ── ready ── frames, orders ──▶ ended by itself
+//!                                  │ orders it cannot meet
+//!                                  └── Save, where something lives and memory allows ── Saved ──▶ ended on purpose
+//! ```
+
+use std::{
+    path::Path,
+    process::ExitStatus,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use tokio::sync::{mpsc, watch};
+
+use super::{
+    EngineEvent, EngineHandle, frames,
+    handover::Handover,
+    inner,
+    load::is_out_of_memory,
+    operate::{Orders, Vitals},
+    plan::{self, Change, Plan},
+    process::EngineProcess,
+    supervisor::End,
+};
+use crate::{
+    chat::Prompter,
+    config,
+    governor::Failure,
+    wire::engine::{Hello, Log, Operate, Ready, Saved, from_engine::Frame},
+};
+
+/// An engine says hello as soon as it runs.
+const HELLO_WITHIN: Duration = Duration::from_secs(10);
+/// How long an engine may take to write its state: seconds for gigabytes, and the step that runs before it. Prompts are
+/// read again where it takes longer.
+const SAVED_WITHIN: Duration = Duration::from_secs(20);
+
+/// An engine, and what it lives by.
+pub(super) struct Life<'a> {
+    pub(super) config: &'a config::Engine,
+    pub(super) handle: &'a EngineHandle,
+    pub(super) events: &'a mpsc::Sender<EngineEvent>,
+    pub(super) orders: &'a mut watch::Receiver<Orders>,
+    pub(super) vitals: &'a watch::Sender<Vitals>,
+    pub(super) handover: &'a mut Handover,
+    /// Whether the configured context could not be loaded.
+    pub(super) scarce: &'a mut bool,
+    pub(super) plan: Plan,
+    pub(super) process: EngineProcess,
+    pub(super) started: Instant,
+    pub(super) ready_since: Option<Instant>,
+    /// What it was last told.
+    pub(super) operated: Option<Operate>,
+    /// What it saves its state for, and until when.
+    pub(super) saving: Option<(Change, Instant)>,
+}
+
+impl Life<'_> {
+    /// From hello to the end.
+    pub(super) async fn run(mut self, binary: &Path, blocks: Option<u64>) -> End {
+        let theirs = match tokio::time::timeout(HELLO_WITHIN, self.process.next()).await {
+            Ok(Ok(Some(frame))) => inner(frame),
+            Ok(_) => return self.ended().await,
+            Err(_) => return End::Unusable(format!("{} is no temperd-engine: it says nothing", binary.display())),
+        };
+        match theirs {
+            Some(Frame::Hello(theirs)) if theirs.protocol == frames::PROTOCOL && theirs.build == frames::BUILD => {
+                self.expect_layers(&theirs, blocks);
+            }
+            Some(Frame::Hello(theirs)) => {
+                return End::Unusable(format!(
+                    "engine {} is of build {} (protocol {}), the daemon of {} ({}): install both from one package",
+                    binary.display(),
+                    theirs.build,
+                    theirs.protocol,
+                    frames::BUILD,
+                    frames::PROTOCOL
+                ));
+            }
+            _ => return End::Unusable(format!("{} is no temperd-engine", binary.display())),
+        }
+        loop {
+            let saved_by = self.saving.map(|(_, until)| until);
+            let end = tokio::select! {
+                frame = self.process.next() => match frame {
+                    Ok(Some(frame)) => self.frame(inner(frame)).await,
+                    Ok(None) => return self.ended().await,
+                    Err(error) => Some(self.by_itself(format!("the engine sent a frame that cannot be read: {error}"))),
+                },
+                Ok(()) = self.orders.changed() => self.ordered().await,
+                () = sleep_until(saved_by) => {
+                    log::warn!(target: "temperd::engine", "the engine does not save its state in time");
+                    self.saving.map(|(change, _)| End::Changed(change))
+                }
+                () = self.events.closed() => return End::Shutdown,
+            };
+            if let Some(end) = end {
+                // The next one must not load beside it.
+                let _status = self.process.end().await;
+                return end;
+            }
+        }
+    }
+
+    /// An engine with a GPU has a layer more than the model has blocks, until it says so itself.
+    fn expect_layers(&self, theirs: &Hello, blocks: Option<u64>) {
+        let cpu = theirs.flavour.is_empty() || theirs.flavour == "cpu";
+        let layers = blocks.and_then(|blocks| u32::try_from(blocks.checked_add(1)?).ok()).filter(|_| !cpu);
+        self.vitals.send_modify(|vitals| {
+            if vitals.layers == 0 {
+                vitals.layers = layers.unwrap_or(0);
+            }
+        });
+    }
+
+    async fn frame(&mut self, frame: Option<Frame>) -> Option<End> {
+        let event = match frame? {
+            Frame::Vocabulary(vocabulary) => match Prompter::new(&vocabulary) {
+                Ok(prompter) => EngineEvent::Vocabulary(Arc::new(prompter)),
+                Err(error) => return Some(End::Unusable(error.to_string())),
+            },
+            Frame::Ready(ready) => return self.ready(ready).await,
+            Frame::LoadFailed(failed) => return Some(self.load_failed(failed.message)),
+            Frame::Resized(resized) => {
+                self.vitals.send_modify(|vitals| vitals.allocated_context = resized.allocated_context);
+                EngineEvent::Resized(resized)
+            }
+            Frame::Step(step) => EngineEvent::Step(step),
+            Frame::Embedded(embedded) => EngineEvent::Embedded(embedded),
+            Frame::Tokenised(answer) => {
+                self.handle.tokenised(answer);
+                return None;
+            }
+            Frame::Heartbeat(heartbeat) => {
+                let pace = self.orders.borrow().point.pace;
+                self.vitals.send_modify(|vitals| vitals.beat(heartbeat, pace));
+                return None;
+            }
+            Frame::Saved(saved) => return self.saved(&saved),
+            Frame::Log(line) => {
+                forward(&line);
+                return None;
+            }
+            Frame::Hello(_) | Frame::Loading(_) => return None,
+        };
+        self.events.send(event).await.is_err().then_some(End::Shutdown)
+    }
+
+    /// The operating point is in force before the first request comes.
+    async fn ready(&mut self, ready: Ready) -> Option<End> {
+        self.ready_since = Some(Instant::now());
+        self.handover.forget();
+        *self.scarce &= self.plan.context < self.config.context;
+        self.vitals.send_modify(|vitals| vitals.is_ready(&ready, self.started.elapsed()));
+        let orders = *self.orders.borrow();
+        self.operate(&orders).await;
+        if self.events.send(EngineEvent::Ready(ready)).await.is_err() {
+            return Some(End::Shutdown);
+        }
+        // They may have changed while it was loading.
+        self.ordered().await
+    }
+
+    async fn ordered(&mut self) -> Option<End> {
+        let orders = *self.orders.borrow_and_update();
+        if self.saving.is_some() {
+            return None;
+        }
+        let (has, layers) = {
+            let vitals = self.vitals.borrow();
+            (vitals.ready.as_ref().map(|ready| ready.gpu_layers), vitals.layers)
+        };
+        let plan = Plan::new(self.config, &orders, layers, *self.scarce);
+        let Some(change) = plan::change(self.plan, has, plan, &orders) else {
+            if has.is_some() {
+                self.operate(&orders).await;
+            }
+            return None;
+        };
+        if change.goes_on() && self.can_save(&orders) && self.handle.save().await {
+            self.saving = Some((change, Instant::now() + SAVED_WITHIN));
+            return None;
+        }
+        Some(End::Changed(change))
+    }
+
+    /// Tells the engine its part of the operating point, where that is another.
+    async fn operate(&mut self, orders: &Orders) {
+        let operate = orders.to_engine();
+        if self.operated.as_ref() != Some(&operate) && self.handle.operate(operate.clone()).await {
+            self.operated = Some(operate);
+        }
+    }
+
+    /// Whether its state is worth handing over, and fits into memory beside it.
+    fn can_save(&self, orders: &Orders) -> bool {
+        let vitals = self.vitals.borrow();
+        let lives = vitals.heartbeat.sequences > 0;
+        lives && self.handover.can_save() && vitals.state().is_some_and(|state| state < orders.spare)
+    }
+
+    fn saved(&mut self, saved: &Saved) -> Option<End> {
+        let (change, _) = self.saving?;
+        match &saved.error {
+            None if saved.bytes > 0 => self.handover.saved(),
+            error => {
+                let error = error.as_deref().unwrap_or("nothing was saved");
+                log::warn!(target: "temperd::engine", "its state is not handed over: {error}");
+            }
+        }
+        Some(End::Changed(change))
+    }
+
+    /// What could be loaded with less is told from what is broken.
+    fn load_failed(&self, message: String) -> End {
+        let layers = self.vitals.borrow().layers;
+        let gpu_layers = self.plan.most_layers().min(layers);
+        if gpu_layers == 0 && !is_out_of_memory(&message) {
+            return End::Unusable(message);
+        }
+        let tried = Failure::Load { gpu_layers, context: self.plan.context };
+        End::TooMuch { reason: message, tried }
+    }
+
+    async fn ended(mut self) -> End {
+        if let Some((change, _)) = self.saving {
+            return End::Changed(change);
+        }
+        let reason = match self.process.status().await {
+            Ok(status) => how(status),
+            Err(error) => format!("the engine ended: {error}"),
+        };
+        self.by_itself(reason)
+    }
+
+    fn by_itself(&self, reason: String) -> End {
+        let vitals = self.vitals.borrow();
+        let context = self.orders.borrow().point.context.min(self.plan.context);
+        let ready_for = self.ready_since.map(|since| since.elapsed());
+        let gpu_layers = match &vitals.ready {
+            Some(ready) => ready.gpu_layers,
+            None => self.plan.most_layers().min(vitals.layers),
+        };
+        // One that dies while it puts layers on a GPU could not be loaded so; without, one death may be chance.
+        let had = if ready_for.is_none() && gpu_layers > 0 {
+            Failure::Load { gpu_layers, context }
+        } else {
+            Failure::Crash { gpu_layers, context }
+        };
+        End::Ended { reason, ready_for, had }
+    }
+}
+
+/// Never, where there is nothing to wait for.
+async fn sleep_until(until: Option<Instant>) {
+    match until {
+        Some(until) => tokio::time::sleep_until(until.into()).await,
+        None => std::future::pending().await,
+    }
+}
+
+fn how(status: ExitStatus) -> String {
+    use std::os::unix::process::ExitStatusExt;
+    match status.signal() {
+        Some(signal) => format!("the engine was ended by signal {signal}"),
+        None => format!("the engine ended with exit code {}", status.code().unwrap_or_default()),
+    }
+}
+
+/// A line of the engine's, in our log at its level.
+fn forward(line: &Log) {
+    let level = line.level.parse().unwrap_or(log::Level::Info);
+    log::log!(target: "temperd::engine", level, "{}", line.message.trim_end());
+}

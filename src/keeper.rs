@@ -157,14 +157,14 @@ impl Keeper {
     }
 
     async fn run(mut self, sampler: Sampler, mut pins: mpsc::Receiver<SetPin>) {
+        // The first look comes before all else: there is nothing to decide by without it.
+        self.looked(sampler.look(None).await);
+        let mut asleep = self.step(false);
         let mut ticks = interval(self.parts.governor.interval);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        let mut asleep = false;
         loop {
             let mut asked = None;
             tokio::select! {
-                // The first look comes before all else: there is nothing to decide by without it.
-                biased;
                 _ = ticks.tick() => {
                     let engine = self.parts.vitals.borrow().pid;
                     self.looked(sampler.look(engine).await);

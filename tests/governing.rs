@@ -4,6 +4,7 @@
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
 mod support;
+#[allow(dead_code, reason = "other tests use more of it")]
 #[path = "board/tree.rs"]
 mod tree;
 

@@ -121,7 +121,8 @@ async fn a_pin_is_in_force_when_it_is_answered_and_layers_become_known() {
     let mut rig = Rig::start(&tree.root(), "");
     let half = v1::Pin { pace: Some(0.5), admit: Some("hold".into()), ..v1::Pin::default() };
     let status = rig.keeper.set_pin(&half).await.unwrap();
-    assert!(status.pinned && status.reason.is_some_and(|reason| reason.code == "pinned"));
+    let code = status.reason.as_ref().map(|reason| reason.code.as_str());
+    assert_eq!((status.pinned, code), (true, Some("pinned")), "{status:?}");
     let orders = *rig.orders.borrow();
     assert_eq!((orders.point.pace, orders.point.admit), (0.5, Admit::Hold));
     rig.keeper

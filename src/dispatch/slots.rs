@@ -62,7 +62,7 @@ impl Room {
 #[derive(Debug)]
 pub(super) enum Resume {
     /// This one.
-    Take(u64, Paused),
+    Take(u64, Box<Paused>),
     /// The first one has no room yet, and nothing overtakes it.
     Wait,
     /// None that the present context could hold.
@@ -131,7 +131,7 @@ impl Slots {
             return Resume::Wait;
         }
         let key = *key;
-        self.paused.remove(&key).map_or(Resume::Nobody, |paused| Resume::Take(key, paused))
+        self.paused.remove(&key).map_or(Resume::Nobody, |paused| Resume::Take(key, Box::new(paused)))
     }
 
     /// The engine is gone: what ran waits for another.

@@ -34,7 +34,7 @@ impl Owner {
         let (context, parallel) = (limits.context.min(point.context), self.parts.settings.parallel.min(point.parallel));
         let room = self.slots.room(context, parallel);
         match self.slots.resume(room) {
-            Resume::Take(key, paused) => return Some((key, paused)),
+            Resume::Take(key, paused) => return Some((key, *paused)),
             Resume::Wait => return None,
             Resume::Nobody if point.admit != Admit::Run => return None,
             Resume::Nobody => {}

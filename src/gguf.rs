@@ -19,9 +19,11 @@ mod reader;
 mod tensors;
 #[cfg(test)]
 mod tests;
+mod weights;
 
 use metadata::Metadata;
 use reader::{Fault, Reader};
+pub use weights::Weights;
 
 /// Longest header that is read: the largest vocabularies take some 20 MB.
 const HEADER_BYTES: u64 = 256 * 1024 * 1024;
@@ -66,6 +68,8 @@ pub struct Summary {
     /// Bytes of KV cache for each token at 16 bits per value, over all layers; an upper bound where layers attend to a
     /// window only. `None` where the architecture keeps its state otherwise or does not say.
     pub kv_bytes_per_token: Option<u64>,
+    /// What layers and output take; of the first file alone where a model is cut into several.
+    pub weights: Weights,
 }
 
 impl Summary {
@@ -188,7 +192,7 @@ fn summary(source: impl Read + Seek, bytes: u64) -> Result<Summary, Fault> {
     let tensors = reader.count("tensors", TENSORS)?;
     let entries = reader.count("metadata entries", ENTRIES)?;
     let metadata = Metadata::read(&mut reader, entries)?;
-    let needed = tensors::needed_bytes(&mut reader, tensors, metadata.alignment()?)?;
+    let (needed, weights) = tensors::read(&mut reader, tensors, metadata.alignment()?)?;
     if needed > bytes {
         return Err(Fault::Truncated { needed });
     }
@@ -205,5 +209,6 @@ fn summary(source: impl Read + Seek, bytes: u64) -> Result<Summary, Fault> {
         file_bytes: bytes,
         needed_bytes: needed,
         kv_bytes_per_token: metadata.kv_bytes_per_token(),
+        weights,
     })
 }

@@ -1,4 +1,4 @@
-//! Where the engine's binary is.
+//! Where the engine's binaries are. A flavour is a build of the same program, for one kind of device.
 
 use std::{
     env,
@@ -8,6 +8,8 @@ use std::{
 use rustix::fs::{Access, access};
 
 const NAME: &str = "temperd-engine";
+/// What is put behind the name, in the order in which flavours are tried: the one for the CPU works everywhere.
+const FLAVOURS: [&str; 3] = ["-cuda", "-vulkan", ""];
 /// Where a package puts it.
 const INSTALLED: &str = "/usr/lib/temperd";
 
@@ -24,6 +26,42 @@ pub struct NotFound(pub Vec<PathBuf>);
 pub fn locate(configured: Option<&Path>) -> Result<PathBuf, NotFound> {
     let places = places(configured, env::current_exe().ok().as_deref());
     places.iter().find(|path| is_executable(path)).cloned().ok_or(NotFound(places))
+}
+
+/// The engines of the first place that has any, in the order in which they are to be tried for layers on a GPU; without
+/// such layers (`gpu`), the one for the CPU first. `configured` alone where it is given.
+///
+/// One place, since the flavours of a build belong together: an older package's would not speak to this daemon.
+///
+/// # Errors
+/// The places that were looked at.
+pub fn flavours(configured: Option<&Path>, gpu: bool) -> Result<Vec<PathBuf>, NotFound> {
+    let own = env::current_exe().ok();
+    let all = flavoured(configured, own.as_deref(), gpu);
+    first(&all, is_executable).ok_or_else(|| NotFound(places(configured, own.as_deref())))
+}
+
+/// What is there of the first place that has anything.
+fn first(places: &[Vec<PathBuf>], is_there: impl Fn(&Path) -> bool) -> Option<Vec<PathBuf>> {
+    let mut found = places.iter().map(|place| place.iter().filter(|path| is_there(path)).cloned().collect::<Vec<_>>());
+    found.find(|paths| !paths.is_empty())
+}
+
+/// Each place with its engines, best first.
+fn flavoured(configured: Option<&Path>, own: Option<&Path>, gpu: bool) -> Vec<Vec<PathBuf>> {
+    if let Some(path) = configured {
+        return vec![vec![path.into()]];
+    }
+    let folders = own.and_then(Path::parent).into_iter().chain([Path::new(INSTALLED)]);
+    let engines = folders.map(|folder| FLAVOURS.map(|flavour| folder.join(format!("{NAME}{flavour}"))));
+    engines
+        .map(|mut engines| {
+            if !gpu {
+                engines.reverse();
+            }
+            engines.into()
+        })
+        .collect()
 }
 
 fn places(configured: Option<&Path>, own: Option<&Path>) -> Vec<PathBuf> {
@@ -61,6 +99,32 @@ mod tests {
     }
 
     #[test]
+    fn flavours_are_tried_from_the_fastest_on() {
+        let own = Path::new("/opt/bin/temperd");
+        let names = |gpu| {
+            let places = flavoured(None, Some(own), gpu);
+            let folders: Vec<_> = places.iter().map(|place| place[0].parent().unwrap().to_owned()).collect();
+            assert_eq!(folders, [Path::new("/opt/bin"), Path::new(INSTALLED)]);
+            let name = |path: &PathBuf| path.file_name().unwrap().to_string_lossy().into_owned();
+            places.iter().map(|place| place.iter().map(name).collect::<Vec<_>>()).collect::<Vec<_>>()
+        };
+        let gpu = ["temperd-engine-cuda", "temperd-engine-vulkan", "temperd-engine"];
+        assert_eq!(names(true), [gpu, gpu]);
+        let cpu = ["temperd-engine", "temperd-engine-vulkan", "temperd-engine-cuda"];
+        assert_eq!(names(false), [cpu, cpu]);
+        assert_eq!(flavoured(Some(Path::new("/e")), Some(own), true), [[Path::new("/e")]]);
+    }
+
+    #[test]
+    fn places_are_not_mixed() {
+        let places = flavoured(None, Some(Path::new("/opt/bin/temperd")), true);
+        let [ours, theirs] = ["/opt/bin/temperd-engine", "/usr/lib/temperd/temperd-engine-cuda"].map(Path::new);
+        assert_eq!(first(&places, |path| path == ours || path == theirs), Some(vec![ours.into()]));
+        assert_eq!(first(&places, |path| path == theirs), Some(vec![theirs.into()]));
+        assert_eq!(first(&places, |_| false), None);
+    }
+
+    #[test]
     fn only_an_executable_file_counts() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("engine");
@@ -68,7 +132,9 @@ mod tests {
         fs::write(&path, "").unwrap();
         assert!(locate(Some(&path)).unwrap_err().to_string().contains("engine.path"));
         fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).unwrap();
+        assert_eq!(flavours(Some(&path), true), Ok(vec![path.clone()]));
         assert_eq!(locate(Some(&path)), Ok(path));
         assert!(locate(Some(folder.path())).is_err());
+        assert!(flavours(Some(folder.path()), true).is_err());
     }
 }

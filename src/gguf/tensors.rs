@@ -1,21 +1,29 @@
-//! The tensor part of a header: where the last tensor ends.
+//! The tensor part of a header: where the last tensor ends, and what each layer takes.
 
 use std::io::{Read, Seek};
 
-use super::reader::{Fault, Reader};
+use super::{
+    reader::{Fault, Reader},
+    weights::Weights,
+};
 
 /// The dimensions that ggml knows.
 const DIMENSIONS: u32 = 4;
 
-/// Bytes that a file with these tensors takes, header included.
-pub(super) fn needed_bytes<R: Read + Seek>(reader: &mut Reader<R>, tensors: u64, alignment: u64) -> Result<u64, Fault> {
+/// Bytes that a file with these tensors takes, header included, and those of its weights.
+pub(super) fn read<R: Read + Seek>(
+    reader: &mut Reader<R>,
+    tensors: u64,
+    alignment: u64,
+) -> Result<(u64, Weights), Fault> {
+    let mut weights = Weights::default();
     // Offsets count from the end of the header; each tensor begins where the one before ends, aligned.
     let mut next: u64 = 0;
     let mut end: u64 = 0;
     for _ in 0..tensors {
-        let name = reader.name()?;
+        let full = reader.name()?;
         // A name is the file's and may hold anything.
-        let name: String = name.chars().take(64).collect();
+        let name: String = full.chars().take(64).collect();
         let name = name.escape_debug();
         let bytes =
             size(reader)?.ok_or_else(|| reader.corrupt(format!("tensor `{name}` has an impossible shape or type")))?;
@@ -23,6 +31,7 @@ pub(super) fn needed_bytes<R: Read + Seek>(reader: &mut Reader<R>, tensors: u64,
         if offset != next {
             return Err(reader.corrupt(format!("tensor `{name}` begins at {offset}, expected {next}")));
         }
+        weights.count(&full, bytes);
         end = offset.checked_add(bytes).ok_or_else(|| reader.corrupt(format!("tensor `{name}` is too large")))?;
         next = end
             .checked_next_multiple_of(alignment)
@@ -30,12 +39,10 @@ pub(super) fn needed_bytes<R: Read + Seek>(reader: &mut Reader<R>, tensors: u64,
     }
     let header = reader.position();
     if tensors == 0 {
-        return Ok(header);
+        return Ok((header, weights));
     }
-    header
-        .checked_next_multiple_of(alignment)
-        .and_then(|start| start.checked_add(end))
-        .ok_or_else(|| reader.corrupt("tensors beyond all files"))
+    let needed = header.checked_next_multiple_of(alignment).and_then(|start| start.checked_add(end));
+    Ok((needed.ok_or_else(|| reader.corrupt("tensors beyond all files"))?, weights))
 }
 
 /// Reads dimensions and type of a tensor; its bytes, `None` where they cannot be.

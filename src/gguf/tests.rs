@@ -7,7 +7,7 @@ use std::{
 
 use proptest::prelude::*;
 
-use super::{Fault, GgufError, Summary, inspect, summary};
+use super::{Fault, GgufError, Summary, Weights, inspect, summary};
 
 fn text(bytes: &mut Vec<u8>, text: &str) {
     bytes.extend((text.len() as u64).to_le_bytes());
@@ -63,8 +63,8 @@ fn header() -> Vec<u8> {
     scores.extend(2_u64.to_le_bytes());
     scores.extend([0; 8]);
     entry(&mut bytes, "tokenizer.ggml.scores", 9, &scores);
-    tensor(&mut bytes, "a", &[256, 2], 12, 0);
-    tensor(&mut bytes, "b", &[5], 0, 288);
+    tensor(&mut bytes, "blk.1.a", &[256, 2], 12, 0);
+    tensor(&mut bytes, "output_norm.weight", &[5], 0, 288);
     bytes
 }
 
@@ -95,6 +95,7 @@ fn a_header_is_summed_up() {
         needed_bytes: bytes.len() as u64,
         // 2 layers x 2 heads x (16 + 16) values x 2 bytes.
         kv_bytes_per_token: Some(256),
+        weights: Weights { layers: vec![0, 288], output: 20, ..Weights::default() },
     };
     assert_eq!(read(&bytes).expect("is a model"), expected);
 }
@@ -174,6 +175,9 @@ fn the_real_model() {
     // 30 layers x 3 heads x 2 x 64 values x 2 bytes.
     assert_eq!(summary.kv_bytes_per_token, Some(23_040));
     assert_eq!(summary.needed_bytes, summary.file_bytes);
+    let weights = &summary.weights;
+    assert_eq!((weights.layers.len(), weights.output_matrix), (30, false));
+    assert!(weights.layers.iter().sum::<u64>() + weights.embeddings + weights.output <= summary.file_bytes);
 }
 
 proptest! {

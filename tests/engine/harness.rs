@@ -13,7 +13,7 @@ use std::{
 use temperd::{
     engine::frames,
     wire::engine::{
-        Embedded, FromEngine, Heartbeat, Hello, Load, Log, Operate, Ready, Sampling, Saved, Segment, SequenceOutput,
+        Embedded, FromEngine, Heartbeat, Hello, Load, LoadFailed, Log, Operate, Ready, Sampling, Saved, Segment, SequenceOutput,
         Start, Stop, ToEngine, TokenInfo, Tokenise, Tokenised, Vocabulary, from_engine, to_engine,
     },
 };
@@ -83,9 +83,14 @@ impl Engine {
     }
 
     pub fn silent(environment: &[(&str, &str)]) -> Self {
+        Self::of(Path::new(env!("CARGO_BIN_EXE_temperd-engine")), "cpu", environment)
+    }
+
+    /// An engine of another build, which has not been greeted.
+    pub fn of(binary: &Path, flavour: &str, environment: &[(&str, &str)]) -> Self {
         let (socket, theirs) = UnixStream::pair().expect("a socket pair");
         socket.set_read_timeout(Some(STUCK)).expect("a time-out");
-        let process = Command::new(env!("CARGO_BIN_EXE_temperd-engine"))
+        let process = Command::new(binary)
             .envs(environment.iter().copied())
             .stdin(Stdio::from(OwnedFd::from(theirs)))
             .spawn()
@@ -107,7 +112,7 @@ impl Engine {
         match engine.next() {
             from_engine::Frame::Hello(hello) => {
                 assert_eq!((hello.protocol, hello.build.as_str()), (frames::PROTOCOL, frames::BUILD));
-                assert_eq!(hello.flavour, "cpu");
+                assert_eq!(hello.flavour, flavour);
             }
             other => panic!("the first frame is {other:?}"),
         }
@@ -292,12 +297,18 @@ impl Engine {
     }
 
     pub fn load_failure(&mut self, path: &Path) -> String {
-        self.send(to_engine::Frame::Load(load(path)));
+        self.try_load(load(path)).expect_err("the model cannot be loaded").message
+    }
+
+    /// What comes of this Load.
+    pub fn try_load(&mut self, load: Load) -> Result<Ready, LoadFailed> {
+        self.send(to_engine::Frame::Load(load));
         loop {
             match self.next_but_logs() {
-                from_engine::Frame::LoadFailed(failed) => return failed.message,
+                from_engine::Frame::Ready(ready) => return Ok(ready),
+                from_engine::Frame::LoadFailed(failed) => return Err(failed),
                 from_engine::Frame::Vocabulary(_) | from_engine::Frame::Loading(_) => {}
-                other => panic!("before LoadFailed came {other:?}"),
+                other => panic!("while it loads came {other:?}"),
             }
         }
     }

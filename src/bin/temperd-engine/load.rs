@@ -13,7 +13,7 @@ use llama_cpp_2::{
 };
 use temperd::wire::engine::{Load, Loading, from_engine::Frame};
 
-use crate::{able, contexts::Contexts, curve::Curve, elastic, invariance, link::Link, log::Errors, measure, threads};
+use crate::{able, contexts::Contexts, curve::Curve, elastic, gpu, invariance, link::Link, log::Errors, measure, threads};
 
 /// Most sequences of one context (llama.cpp's `LLAMA_MAX_SEQ`).
 const MAX_SEQUENCES: u32 = 256;
@@ -38,10 +38,7 @@ pub fn check(path: &Path) -> Result<(), String> {
 /// # Errors
 /// Why not, without the file's name.
 pub fn weights(backend: &LlamaBackend, errors: &Errors, link: Arc<Link>, load: &Load) -> Result<LlamaModel, String> {
-    let mut params = LlamaModelParams::default();
-    if let Ok(layers) = u32::try_from(load.gpu_layers) {
-        params = params.with_n_gpu_layers(layers);
-    }
+    let mut params = gpu::place(LlamaModelParams::default(), load.gpu_layers)?;
     // llama.cpp's automatic mode is lost as soon as any setter is touched.
     params = match load.load_mode.as_str() {
         "auto" | "" => params,

@@ -25,6 +25,7 @@ mod curve;
 mod decode;
 mod elastic;
 mod embed;
+mod gpu;
 mod handover;
 mod heap;
 mod invariance;
@@ -95,7 +96,7 @@ fn run() -> Result<(), Box<dyn std::error::Error>> {
     link.send(Frame::Hello(Hello {
         protocol: frames::PROTOCOL,
         build: frames::BUILD.to_owned(),
-        flavour: "cpu".to_owned(),
+        flavour: gpu::FLAVOUR.to_owned(),
     }));
 
     let heard = log::install(Arc::clone(&link))?;

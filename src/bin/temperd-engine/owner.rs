@@ -21,6 +21,7 @@ use crate::{
     contexts::Contexts,
     decode::Decoder,
     embed::{self, Embedder},
+    gpu,
     handover::{Handover, Identity, Leaving},
     heap,
     link::{Command, Link},
@@ -53,7 +54,8 @@ pub fn run(around: &Surroundings, commands: &Receiver<Command>) {
             Ok(next) => wanted = next,
             Err(reason) => {
                 let message = format!("model {}: {reason}", load.model);
-                around.link.send(Frame::LoadFailed(LoadFailed { message }));
+                let no_device = gpu::lacking(&around.backend, &load);
+                around.link.send(Frame::LoadFailed(LoadFailed { message, no_device }));
             }
         }
     }
@@ -88,6 +90,7 @@ fn serve(around: &Surroundings, load: &Load, commands: &Receiver<Command>) -> Re
     let Surroundings { backend, link, heard, jobs, handover } = around;
     let errors = &heard.errors;
     let path = Path::new(&load.model);
+    gpu::check(backend, load)?;
     load::check(path)?;
 
     let vocabulary = vocabulary::load(backend, errors, path)?;
@@ -110,7 +113,7 @@ fn serve(around: &Surroundings, load: &Load, commands: &Receiver<Command>) -> Re
     heard.buffers.clear("KV");
     heard.buffers.clear("compute");
     let (context, curve) = load::context(&contexts, load, &plan)?;
-    let ready = vitals(around, &context, &plan, &model, ready(around, load, &model, &context));
+    let ready = vitals(around, &context, &plan, ready(around, load, &model, &context));
     let mut cells = Cells::new(context, contexts, &plan);
     let identity = Identity::of(load, plan.slots);
     let found = handover.enter(load.restore, &identity, &mut cells);
@@ -135,15 +138,15 @@ fn attention_facts(backend: &LlamaBackend, model: &LlamaModel, load: &Load) -> a
 }
 
 fn ready(around: &Surroundings, load: &Load, model: &LlamaModel, context: &LlamaContext<'_>) -> Ready {
-    // llama.cpp counts the output layer too.
-    let all = model.n_layer() + 1;
+    let placed = gpu::placed(&around.backend, &around.heard.buffers, model, load);
     Ready {
         allocated_context: context.n_ctx(),
-        gpu_layers: match u32::try_from(load.gpu_layers) {
-            _ if !around.backend.supports_gpu_offload() => 0,
-            Ok(asked) => asked.min(all),
-            Err(_) => all,
-        },
+        layers: placed.layers,
+        gpu_layers: placed.gpu_layers,
+        bytes_per_gpu_layer: placed.bytes_per_gpu_layer,
+        resident_bytes: placed.resident_bytes,
+        gpu_bytes: placed.gpu_bytes,
+        gpu_device: placed.device,
         threads: load.threads,
         threads_batch: load.threads_batch,
         n_batch: context.n_batch(),
@@ -155,20 +158,13 @@ fn ready(around: &Surroundings, load: &Load, model: &LlamaModel, context: &Llama
     }
 }
 
-/// What the governor has to know beside, by llama.cpp's own numbers.
-fn vitals(around: &Surroundings, context: &LlamaContext<'_>, plan: &Plan, model: &LlamaModel, ready: Ready) -> Ready {
+/// What the governor has to know of the cache, by llama.cpp's own numbers.
+fn vitals(around: &Surroundings, context: &LlamaContext<'_>, plan: &Plan, ready: Ready) -> Ready {
     let buffers = &around.heard.buffers;
-    let layers = if around.backend.supports_gpu_offload() { model.n_layer() + 1 } else { 0 };
     let cells = u64::from(context.n_ctx()).max(1);
-    // Mapped weights are pages of the file, which the system takes back by itself.
-    let mapped = buffers.bytes("model", |place| place.ends_with("_Mapped"));
     Ready {
-        layers,
         kv_bytes_per_token: if plan.elastic { buffers.bytes("KV", |_| true) / cells } else { 0 },
         compute_bytes: buffers.bytes("compute", |_| true),
-        // A layer that leaves the GPU gives its memory back only where it is read from the mapped file then.
-        bytes_per_gpu_layer: if mapped > 0 { (model.size()).checked_div(layers.into()).unwrap_or(0) } else { 0 },
-        resident_bytes: buffers.bytes("model", |place| !place.ends_with("_Mapped")),
         ..ready
     }
 }

@@ -11,7 +11,7 @@ use llama_cpp_2::{
 };
 use temperd::wire::engine::{ControlToken, Segment, Tokenise, Tokenised, Vocabulary, from_engine::Frame};
 
-use crate::{link::Link, log::Errors};
+use crate::{gpu, link::Link, log::Errors};
 
 /// What the tokeniser is told.
 pub enum Job {
@@ -27,13 +27,14 @@ pub enum Job {
 /// Why it cannot be read, without the file's name.
 pub fn load(backend: &LlamaBackend, errors: &Errors, path: &Path) -> Result<LlamaModel, String> {
     errors.clear();
-    LlamaModel::load_from_file(backend, path, &LlamaModelParams::default().with_vocab_only(true))
-        .map_err(|error| errors.reason(&error.to_string()))
-        .and_then(|model| match meta(&model, "tokenizer.ggml.model").as_deref() {
-            // llama.cpp aborts where it is asked to tokenise without a tokenizer.
-            None | Some("none" | "no_vocab") => Err("it has no tokenizer".to_owned()),
-            Some(_) => Ok(model),
-        })
+    let params = gpu::without(LlamaModelParams::default().with_vocab_only(true))?;
+    let model =
+        LlamaModel::load_from_file(backend, path, &params).map_err(|error| errors.reason(&error.to_string()))?;
+    match meta(&model, "tokenizer.ggml.model").as_deref() {
+        // llama.cpp aborts where it is asked to tokenise without a tokenizer.
+        None | Some("none" | "no_vocab") => Err("it has no tokenizer".to_owned()),
+        Some(_) => Ok(model),
+    }
 }
 
 /// What the daemon wants to know of it.

@@ -61,6 +61,7 @@ mod tests {
             file_bytes: 1,
             needed_bytes: 1,
             kv_bytes_per_token: None,
+            weights: crate::gguf::Weights::default(),
         }
     }
 

@@ -199,6 +199,7 @@ mod tests {
             file_bytes: 3 * GIB,
             needed_bytes: 3 * GIB,
             kv_bytes_per_token,
+            weights: crate::gguf::Weights::default(),
         }
     }
 

@@ -224,7 +224,7 @@ impl<'a> Decoder<'a> {
         };
         self.draft();
         let (began, allocated) = (Instant::now(), self.cells.allocated());
-        let mut parked = false;
+        let mut less = false;
         loop {
             self.compose(grown);
             if self.parts.is_empty() {
@@ -232,7 +232,7 @@ impl<'a> Decoder<'a> {
             }
             match self.decode() {
                 Decoded::Done => break,
-                Decoded::Parked => parked = true,
+                Decoded::Less => less = true,
                 Decoded::Failed => return,
             }
         }
@@ -242,7 +242,7 @@ impl<'a> Decoder<'a> {
         let (size, seconds) = (self.size(), began.elapsed().as_secs_f64());
         if changed {
             self.turns.changed(seconds - self.curve.seconds(size));
-        } else if self.cells.allocated() == allocated && !parked {
+        } else if self.cells.allocated() == allocated && !less {
             self.curve.observe(size, seconds);
         }
         for part in &self.parts {

@@ -12,8 +12,8 @@ use crate::adapters;
 pub(super) enum Decoded {
     /// Its rows are there.
     Done,
-    /// A sequence has left the cache; the step has to be composed without it.
-    Parked,
+    /// It needs more cells than there are: drafts or a sequence have been left out, and it has to be composed without them.
+    Less,
     /// It could not be decoded, which those concerned have been told.
     Failed,
 }
@@ -28,7 +28,7 @@ impl Decoder<'_> {
                     let rows = usize::try_from(self.batch.n_tokens()).unwrap_or_default();
                     match self.make_room(rows) {
                         Ok(true) => {}
-                        Ok(false) if self.give_way() => return Decoded::Parked,
+                        Ok(false) if self.drop_drafts() || self.give_way() => return Decoded::Less,
                         Ok(false) => {
                             self.give_up_youngest();
                             return Decoded::Failed;
@@ -48,6 +48,16 @@ impl Decoder<'_> {
                 }
             }
         }
+    }
+
+    /// Drafts only save time, and nobody shall have to wait for them. False where there are none.
+    fn drop_drafts(&mut self) -> bool {
+        let mut any = false;
+        for sequence in &mut self.sequences {
+            any |= !sequence.draft.0.is_empty();
+            sequence.expect(None, 0);
+        }
+        any
     }
 
     /// The daemon counts cells, so that they run out is a fault of one of us; the youngest has lost the least.

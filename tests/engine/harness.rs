@@ -13,8 +13,8 @@ use std::{
 use temperd::{
     engine::frames,
     wire::engine::{
-        Embedded, FromEngine, Heartbeat, Hello, Load, LoadFailed, Log, Operate, Ready, Sampling, Saved, Segment, SequenceOutput,
-        Start, Stop, ToEngine, TokenInfo, Tokenise, Tokenised, Vocabulary, from_engine, to_engine,
+        Embedded, FromEngine, Heartbeat, Hello, Load, LoadFailed, Log, Operate, Ready, Sampling, Saved, Segment,
+        SequenceOutput, Start, Stop, ToEngine, TokenInfo, Tokenise, Tokenised, Vocabulary, from_engine, to_engine,
     },
 };
 

@@ -13,7 +13,9 @@ use llama_cpp_2::{
 };
 use temperd::wire::engine::{Load, Loading, from_engine::Frame};
 
-use crate::{able, contexts::Contexts, curve::Curve, elastic, gpu, invariance, link::Link, log::Errors, measure, threads};
+use crate::{
+    able, contexts::Contexts, curve::Curve, elastic, gpu, invariance, link::Link, log::Errors, measure, threads,
+};
 
 /// Most sequences of one context (llama.cpp's `LLAMA_MAX_SEQ`).
 const MAX_SEQUENCES: u32 = 256;

@@ -36,9 +36,7 @@ fn adapters(folder: &Path) -> Vec<Adapter> {
 }
 
 fn engine(adapters: &[Adapter], change: impl FnOnce(&mut Load)) -> Engine {
-    // Without it, products of eight rows and of one are added up so differently that random adapters make another text of it.
-    let flash_attention = "on".to_owned();
-    let mut load = Load { adapters: adapters.to_vec(), flash_attention, ..load(&model()) };
+    let mut load = Load { adapters: adapters.to_vec(), ..load(&model()) };
     change(&mut load);
     Engine::loaded_with(load).0
 }

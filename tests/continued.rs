@@ -17,9 +17,8 @@ use harness::{Answer, Engine, greedy, load, model, start};
 use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, memfd_create};
 use temperd::wire::engine::{Load, Sampling, Save, Start, to_engine};
 
-/// With flash attention, which goes row by row here: what is read at once has nearly the numbers of what came one by one.
 fn settings() -> Load {
-    Load { lookup: false, flash_attention: "on".to_owned(), ..load(&model()) }
+    Load { lookup: false, ..load(&model()) }
 }
 
 /// The text of the first `count` tokens, which came one by one.

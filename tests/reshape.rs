@@ -23,10 +23,8 @@ const ALL: u32 = 512 + 8 * (24 + 72 + 16);
 const CHANGES: usize = 20;
 
 fn settings(model: &Path) -> Load {
-    // Prompts are read in few steps, so that many changes come while streams run. Without flash attention the size of the cache
-    // would be a size of the products, and change how they are added up.
-    let flash_attention = "on".to_owned();
-    Load { context: FULL, first_context: FULL, parallel: 9, step_target_ms: 3000, flash_attention, ..load(model) }
+    // Prompts are read in few steps, so that many changes come while streams run.
+    Load { context: FULL, first_context: FULL, parallel: 9, step_target_ms: 3000, ..load(model) }
 }
 
 /// With the mode.

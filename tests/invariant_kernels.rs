@@ -68,7 +68,7 @@ fn try_load(file: &Path) -> Result<Engine, String> {
     loop {
         match engine.next_but_logs() {
             from_engine::Frame::Ready(_) => return Ok(engine),
-            from_engine::Frame::LoadFailed(LoadFailed { message }) => return Err(message),
+            from_engine::Frame::LoadFailed(LoadFailed { message, .. }) => return Err(message),
             _ => {}
         }
     }

@@ -101,7 +101,7 @@ fn refusal(folder: &Path, load: &Load) -> Option<Frame> {
         Some(most) if wanted > most => "unable to allocate CUDA0 buffer".into(),
         _ => fs::read_to_string(folder.join("refuses")).ok()?,
     };
-    Some(Frame::LoadFailed(LoadFailed { message }))
+    Some(Frame::LoadFailed(LoadFailed { message, no_device: false }))
 }
 
 fn ready(load: &Load) -> Ready {

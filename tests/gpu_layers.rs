@@ -55,7 +55,9 @@ fn reported(engine: &Engine) -> u64 {
         .iter()
         .filter_map(|log| log.message.split_once("Vulkan0 model buffer size =")?.1.strip_suffix("MiB"));
     let mib: f64 = lines.map(|size| size.trim().parse::<f64>().expect("a number of MiB")).sum();
-    (mib * MIB as f64) as u64
+    #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a size that llama.cpp has printed")]
+    let bytes = (mib * MIB as f64) as u64;
+    bytes
 }
 
 /// The buffers are as large as the weights of so many layers.

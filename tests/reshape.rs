@@ -1,5 +1,7 @@
 //! The operating point changes while sequences run: not a token is lost, and not one is another.
 
+#![allow(clippy::cast_possible_truncation, reason = "small numbers of this file")]
+
 #[path = "engine/bare.rs"]
 mod bare;
 #[path = "engine/harness.rs"]

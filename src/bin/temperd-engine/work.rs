@@ -39,6 +39,7 @@ pub struct Work<'a> {
 }
 
 /// What comes next.
+#[allow(clippy::large_enum_variant, reason = "there is one at a time, taken apart at once")]
 enum Next {
     Command(Command),
     /// A step is due.

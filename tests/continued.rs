@@ -1,5 +1,7 @@
 //! What one engine has begun, another goes on with: from the tokens alone, and from the KV cache that the first one left.
 
+#![allow(clippy::cast_possible_truncation, reason = "small numbers of this file")]
+
 #[path = "engine/bare.rs"]
 mod bare;
 #[path = "engine/harness.rs"]

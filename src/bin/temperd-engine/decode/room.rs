@@ -21,25 +21,30 @@ pub(super) enum Decoded {
 impl Decoder<'_> {
     /// Decodes what was composed.
     pub(super) fn decode(&mut self) -> Decoded {
+        let rows = usize::try_from(self.batch.n_tokens()).unwrap_or_default();
         loop {
-            match self.cells.context_mut().decode(&mut self.batch) {
+            // Where cells can be counted llama.cpp is not asked for more than there are: it would warn of it.
+            let lacking = self.plan.elastic && self.cells.spare() < rows;
+            let decoded = if lacking {
+                Err(DecodeError::NoKvCacheSlot)
+            } else {
+                self.cells.context_mut().decode(&mut self.batch)
+            };
+            match decoded {
                 Ok(()) => return Decoded::Done,
-                Err(DecodeError::NoKvCacheSlot) => {
-                    let rows = usize::try_from(self.batch.n_tokens()).unwrap_or_default();
-                    match self.make_room(rows) {
-                        Ok(true) => {}
-                        Ok(false) if self.drop_drafts() || self.give_way() => return Decoded::Less,
-                        Ok(false) => {
-                            self.give_up_youngest();
-                            return Decoded::Failed;
-                        }
-                        Err(error) => {
-                            tracing::error!("{error}");
-                            self.fail_all(&error);
-                            return Decoded::Failed;
-                        }
+                Err(DecodeError::NoKvCacheSlot) => match self.make_room(rows) {
+                    Ok(true) => {}
+                    Ok(false) if self.drop_drafts() || self.give_way() => return Decoded::Less,
+                    Ok(false) => {
+                        self.give_up_youngest();
+                        return Decoded::Failed;
                     }
-                }
+                    Err(error) => {
+                        tracing::error!("{error}");
+                        self.fail_all(&error);
+                        return Decoded::Failed;
+                    }
+                },
                 Err(error) => {
                     // Nothing says which sequence it was, nor what of the step is in the cache.
                     tracing::error!("decode step failed: {error}");

@@ -258,7 +258,7 @@ pub fn initial_status(config: &crate::config::Config) -> v1::Status {
         node: config.node.clone(),
         version: crate::wire::VERSION.into(),
         model: Some(v1::Model { name, state: "loading".into(), error: None }),
-        engine: Some(v1::Engine { flavour: "cpu".into(), restarts: 0, degraded: false }),
+        engine: Some(v1::Engine { flavour: String::new(), restarts: 0, degraded: false }),
         operating_point: Some(v1::OperatingPoint {
             context: engine.context,
             gpu_layers: 0,

@@ -1,7 +1,7 @@
 //! What the daemon knows of an engine: how to find, start, feed and replace the process, and the vocabulary it told us.
 //!
 //! ```text
-//!   Missing/Corrupt file ──────────────┐
+//!   bad file, no flavour of use ───────┐
 //!        │ SIGHUP, file changed        ▼
 //!   Starting ─ Vocabulary ─ Ready    Failed
 //!     ▲  ▲ ▲                │ │ │      │
@@ -9,7 +9,7 @@
 //!     │  └───── other layers ◀──┘ │
 //!     └─ run, a request ── Unloaded
 //! ```
-//! [`supervisor`] walks these states, by what it sees and by the governor's [`operate::Orders`], and tells the dispatcher
+//! Starting is one process for each flavour that is tried ([`flavours`]). [`supervisor`] walks these states, by what it sees and by the governor's [`operate::Orders`], and tells the dispatcher
 //! by [`EngineEvent`]s; an [`EngineHandle`] reaches whatever engine lives now. The engine keeps nothing that cannot be
 //! rebuilt.
 
@@ -27,6 +27,7 @@ use crate::{
     },
 };
 
+pub mod flavours;
 mod follow;
 pub mod frames;
 pub mod handover;
@@ -47,8 +48,13 @@ const OUTGOING: usize = 256;
 /// What happens to the engine, for the dispatcher.
 #[derive(Debug)]
 pub enum EngineEvent {
-    /// A process was started and reads the model.
+    /// A process is started to read the model.
     Loading,
+    /// It has said hello.
+    Greeted {
+        /// What it was built for: "cpu", "cuda" or "vulkan".
+        flavour: String,
+    },
     /// Prompts can be rendered and tokenised from here on.
     Vocabulary(Arc<Prompter>),
     /// Requests can run.

@@ -61,7 +61,8 @@ impl Governor {
         let memory = self.memory.step(input, full, &self.limits);
         let heat = self.thermal.step(input, full, &self.limits);
         let (left, failed) = self.failures.step(input, full);
-        let free = full.least(memory.bound).least(heat.bound).least(left);
+        let unfailed = full.least(memory.bound).least(heat.bound);
+        let free = unfailed.least(left);
         let pin = input.pin.over(full);
         let point = free.least(pin);
         let pinned = point != free;
@@ -80,6 +81,7 @@ impl Governor {
             cache: memory.cache,
             grow_to: memory.grow_to.min(point.context),
             pinned,
+            layers_failed: point.gpu_layers < unfailed.least(pin).gpu_layers,
             reasons,
             skipped: [memory.skipped, heat.skipped].concat(),
         }

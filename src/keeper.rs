@@ -235,6 +235,12 @@ impl Keeper {
         // The first ones are waited for, also where they change nothing.
         let first = !std::mem::replace(&mut self.decided, true);
         self.parts.orders.send_if_modified(|before| std::mem::replace(before, orders) != orders || first);
+        let degraded = vitals.degraded(decision.layers_failed);
+        self.parts.status.update(|status| {
+            if let Some(engine) = &mut status.engine {
+                engine.degraded = degraded;
+            }
+        });
         self.publish(decision, &seen, &vitals, asked, now);
         asleep
     }

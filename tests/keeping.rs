@@ -134,7 +134,7 @@ async fn a_pin_is_in_force_when_it_is_answered_and_layers_become_known() {
     assert_eq!((status.pinned, status.reason, rig.point().pace), (false, None, 1.0));
 
     let ready = Ready { layers: 33, gpu_layers: 20, ..Ready::default() };
-    rig.vitals.send_modify(|vitals| vitals.is_ready(&ready, Duration::from_secs(5)));
+    rig.vitals.send_modify(|vitals| vitals.is_ready(&ready, Duration::from_secs(5), u32::MAX));
     assert_eq!(rig.orders(|orders| orders.point.gpu_layers != u32::MAX).await.point.gpu_layers, 33);
     let fewer = v1::Pin { gpu_layers: Some(12), ..v1::Pin::default() };
     let status = rig.keeper.set_pin(&fewer).await.unwrap();

@@ -93,10 +93,14 @@ fn restored(load: &Load) -> String {
     text
 }
 
-/// Refuses more layers than the file `most` allows, and whatever the file `refuses` says.
+/// Refuses any layers where there is a file `lacks`, more layers than the file `most` allows, and whatever the file
+/// `refuses` says.
 fn refusal(folder: &Path, load: &Load) -> Option<Frame> {
     let most: Option<i32> = fs::read_to_string(folder.join("most")).ok().and_then(|text| text.parse().ok());
     let wanted = if load.gpu_layers < 0 { LAYERS.cast_signed() } else { load.gpu_layers };
+    if wanted > 0 && folder.join("lacks").exists() {
+        return Some(Frame::LoadFailed(LoadFailed { message: "no device".into(), no_device: true }));
+    }
     let message = match most {
         Some(most) if wanted > most => "unable to allocate CUDA0 buffer".into(),
         _ => fs::read_to_string(folder.join("refuses")).ok()?,
@@ -315,6 +319,23 @@ async fn what_does_not_fit_is_told_to_the_governor_and_tried_with_less() {
     rig.order(|orders| orders.point.gpu_layers = 2);
     assert_eq!(rig.ready().await, 2);
     assert_eq!(rig.vitals.borrow().failures, [(0, load(LAYERS)), (1, load(3))]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_only_engine_is_loaded_without_layers_where_it_finds_no_device() {
+    let mut rig = Rig::start(|folder| fs::write(folder.join("lacks"), "").unwrap());
+    rig.event(|event| matches!(event, EngineEvent::Greeted { flavour } if flavour == "cuda").then_some(())).await;
+    assert_eq!(rig.ready().await, 0);
+    let told = rig.told("load 0 8192 anew");
+    assert!(told.starts_with("load -1 8192 anew\nload 0 8192 anew\n"), "{told}");
+    let vitals = rig.vitals(|vitals| vitals.ready.is_some()).await;
+    assert!(vitals.failures.is_empty(), "it is none of the governor's business");
+    // An engine that is needed anew may find one.
+    fs::remove_file(rig.folder.path().join("lacks")).unwrap();
+    rig.order(|orders| orders.asleep = true);
+    assert_eq!(rig.changing().await, Change::Sleep);
+    rig.order(|orders| orders.asleep = false);
+    assert_eq!(rig.ready().await, LAYERS);
 }
 
 #[tokio::test(flavor = "multi_thread")]

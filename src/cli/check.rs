@@ -77,7 +77,7 @@ pub async fn run(args: RunArgs) -> Result<(), CliError> {
     for adapter in &config.engine.adapters {
         worst.add(adapters::adapter(adapter, summary.as_ref()));
     }
-    worst.add(local::engine(config.engine.path.as_deref()));
+    worst.add(local::engine(&config.engine));
     let mut board = Board::open(&config.board_root, &host::own_cgroup().unwrap_or_default());
     let sample = board.sample(Instant::now());
     let need = summary.map(|summary| local::need(&summary, &config.engine));

@@ -7,7 +7,6 @@
 //! ```
 
 use std::{
-    path::Path,
     process::ExitStatus,
     sync::Arc,
     time::{Duration, Instant},
@@ -16,7 +15,9 @@ use std::{
 use tokio::sync::{mpsc, watch};
 
 use super::{
-    EngineEvent, EngineHandle, frames,
+    EngineEvent, EngineHandle,
+    flavours::{Choice, Fault},
+    frames,
     handover::Handover,
     inner,
     load::is_out_of_memory,
@@ -29,7 +30,7 @@ use crate::{
     chat::Prompter,
     config,
     governor::Failure,
-    wire::engine::{Hello, Log, Operate, Ready, Saved, from_engine::Frame},
+    wire::engine::{Hello, LoadFailed, Log, Operate, Ready, Saved, from_engine::Frame},
 };
 
 /// An engine says hello as soon as it runs.
@@ -48,7 +49,10 @@ pub(super) struct Life<'a> {
     pub(super) handover: &'a mut Handover,
     /// Whether the configured context could not be loaded.
     pub(super) scarce: &'a mut bool,
+    pub(super) choice: Choice<'a>,
     pub(super) plan: Plan,
+    /// Whether there should be a device: a flavour for one is installed, or a number of layers configured.
+    pub(super) lacks_device: bool,
     pub(super) process: EngineProcess,
     pub(super) started: Instant,
     pub(super) ready_since: Option<Instant>,
@@ -60,27 +64,10 @@ pub(super) struct Life<'a> {
 
 impl Life<'_> {
     /// From hello to the end.
-    pub(super) async fn run(mut self, binary: &Path, blocks: Option<u64>) -> End {
-        let theirs = match tokio::time::timeout(HELLO_WITHIN, self.process.next()).await {
-            Ok(Ok(Some(frame))) => inner(frame),
-            Ok(_) => return self.ended().await,
-            Err(_) => return End::Unusable(format!("{} is no temperd-engine: it says nothing", binary.display())),
-        };
-        match theirs {
-            Some(Frame::Hello(theirs)) if theirs.protocol == frames::PROTOCOL && theirs.build == frames::BUILD => {
-                self.expect_layers(&theirs, blocks);
-            }
-            Some(Frame::Hello(theirs)) => {
-                return End::Unusable(format!(
-                    "engine {} is of build {} (protocol {}), the daemon of {} ({}): install both from one package",
-                    binary.display(),
-                    theirs.build,
-                    theirs.protocol,
-                    frames::BUILD,
-                    frames::PROTOCOL
-                ));
-            }
-            _ => return End::Unusable(format!("{} is no temperd-engine", binary.display())),
+    pub(super) async fn run(mut self, blocks: Option<u64>) -> End {
+        if let Err(end) = self.greet(blocks).await {
+            let _status = self.process.end().await;
+            return end;
         }
         loop {
             let saved_by = self.saving.map(|(_, until)| until);
@@ -105,9 +92,36 @@ impl Life<'_> {
         }
     }
 
+    /// Waits for its hello. The error is why it is passed over.
+    async fn greet(&mut self, blocks: Option<u64>) -> Result<(), End> {
+        let (choice, none) = (self.choice, "is no temperd-engine");
+        let stranger = |what: &str| Err(End::passed_over(choice, Fault::Stranger, what));
+        let theirs = match tokio::time::timeout(HELLO_WITHIN, self.process.next()).await {
+            Ok(Ok(Some(frame))) => inner(frame),
+            Ok(Ok(None)) => {
+                let how = self.process.status().await.map_or_else(|error| error.to_string(), how);
+                return Err(End::passed_over(choice, Fault::Died, &format!("says nothing: {how}")));
+            }
+            Ok(Err(error)) => return stranger(&format!("{none}: {error}")),
+            Err(_) => return stranger(&format!("{none}: it says nothing")),
+        };
+        let Some(Frame::Hello(theirs)) = theirs else { return stranger(none) };
+        if theirs.protocol != frames::PROTOCOL || theirs.build != frames::BUILD {
+            return stranger(&format!(
+                "is of build {} (protocol {}), the daemon of {} ({}): install both from one package",
+                theirs.build,
+                theirs.protocol,
+                frames::BUILD,
+                frames::PROTOCOL
+            ));
+        }
+        self.expect_layers(&theirs, blocks);
+        self.events.send(EngineEvent::Greeted { flavour: theirs.flavour }).await.map_err(|_| End::Shutdown)
+    }
+
     /// An engine with a GPU has a layer more than the model has blocks, until it says so itself.
     fn expect_layers(&self, theirs: &Hello, blocks: Option<u64>) {
-        let cpu = theirs.flavour.is_empty() || theirs.flavour == "cpu";
+        let cpu = theirs.flavour.is_empty() || theirs.flavour == "cpu" || !self.choice.layers;
         let layers = blocks.and_then(|blocks| u32::try_from(blocks.checked_add(1)?).ok()).filter(|_| !cpu);
         self.vitals.send_modify(|vitals| {
             if vitals.layers == 0 {
@@ -123,7 +137,7 @@ impl Life<'_> {
                 Err(error) => return Some(End::Unusable(error.to_string())),
             },
             Frame::Ready(ready) => return self.ready(ready).await,
-            Frame::LoadFailed(failed) => return Some(self.load_failed(failed.message)),
+            Frame::LoadFailed(failed) => return Some(self.load_failed(failed)),
             Frame::Resized(resized) => {
                 self.vitals.send_modify(|vitals| vitals.allocated_context = resized.allocated_context);
                 EngineEvent::Resized(resized)
@@ -154,7 +168,14 @@ impl Life<'_> {
         self.ready_since = Some(Instant::now());
         self.handover.forget();
         *self.scarce &= self.plan.context < self.config.context;
-        self.vitals.send_modify(|vitals| vitals.is_ready(&ready, self.started.elapsed()));
+        let lacks_device = self.lacks_device && ready.layers == 0;
+        if lacks_device {
+            log::warn!(target: "temperd::engine", "layers were to be on a GPU, and no device is there: all is on the CPU");
+        }
+        self.vitals.send_modify(|vitals| {
+            vitals.is_ready(&ready, self.started.elapsed(), self.plan.most_layers());
+            vitals.lacks_device = lacks_device;
+        });
         let orders = *self.orders.borrow();
         self.operate(&orders).await;
         if self.events.send(EngineEvent::Ready(ready)).await.is_err() {
@@ -214,8 +235,11 @@ impl Life<'_> {
         Some(End::Changed(change))
     }
 
-    /// What could be loaded with less is told from what is broken.
-    fn load_failed(&self, message: String) -> End {
+    /// What another flavour or less could load is told from what is broken.
+    fn load_failed(&self, LoadFailed { message, no_device }: LoadFailed) -> End {
+        if no_device && self.choice.layers {
+            return End::passed_over(self.choice, Fault::NoDevice, &format!("cannot use a GPU: {message}"));
+        }
         let layers = self.vitals.borrow().layers;
         let gpu_layers = self.plan.most_layers().min(layers);
         if gpu_layers == 0 && !is_out_of_memory(&message) {

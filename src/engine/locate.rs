@@ -18,16 +18,6 @@ const INSTALLED: &str = "/usr/lib/temperd";
 #[error("no engine: looked for an executable {}; install temperd-engine there, or name it in `engine.path`", list(.0))]
 pub struct NotFound(pub Vec<PathBuf>);
 
-/// Finds the binary: `configured` alone where it is given, else beside our own executable, else where a package puts
-/// it.
-///
-/// # Errors
-/// The places that were looked at.
-pub fn locate(configured: Option<&Path>) -> Result<PathBuf, NotFound> {
-    let places = places(configured, env::current_exe().ok().as_deref());
-    places.iter().find(|path| is_executable(path)).cloned().ok_or(NotFound(places))
-}
-
 /// The engines of the first place that has any, in the order in which they are to be tried for layers on a GPU; without
 /// such layers (`gpu`), the one for the CPU first. `configured` alone where it is given.
 ///
@@ -36,9 +26,8 @@ pub fn locate(configured: Option<&Path>) -> Result<PathBuf, NotFound> {
 /// # Errors
 /// The places that were looked at.
 pub fn flavours(configured: Option<&Path>, gpu: bool) -> Result<Vec<PathBuf>, NotFound> {
-    let own = env::current_exe().ok();
-    let all = flavoured(configured, own.as_deref(), gpu);
-    first(&all, is_executable).ok_or_else(|| NotFound(places(configured, own.as_deref())))
+    let places = places(configured, env::current_exe().ok().as_deref(), gpu);
+    first(&places, is_executable).ok_or_else(|| NotFound(places.concat()))
 }
 
 /// What is there of the first place that has anything.
@@ -47,8 +36,9 @@ fn first(places: &[Vec<PathBuf>], is_there: impl Fn(&Path) -> bool) -> Option<Ve
     found.find(|paths| !paths.is_empty())
 }
 
-/// Each place with its engines, best first.
-fn flavoured(configured: Option<&Path>, own: Option<&Path>, gpu: bool) -> Vec<Vec<PathBuf>> {
+/// Each place with its engines, in the order in which they are tried: `configured` alone, else beside our own executable and
+/// where a package puts them.
+fn places(configured: Option<&Path>, own: Option<&Path>, gpu: bool) -> Vec<Vec<PathBuf>> {
     if let Some(path) = configured {
         return vec![vec![path.into()]];
     }
@@ -62,16 +52,6 @@ fn flavoured(configured: Option<&Path>, own: Option<&Path>, gpu: bool) -> Vec<Ve
             engines.into()
         })
         .collect()
-}
-
-fn places(configured: Option<&Path>, own: Option<&Path>) -> Vec<PathBuf> {
-    match configured {
-        Some(path) => vec![path.into()],
-        None => {
-            let beside = own.and_then(Path::parent).map(|folder| folder.join(NAME));
-            beside.into_iter().chain([Path::new(INSTALLED).join(NAME)]).collect()
-        }
-    }
 }
 
 fn is_executable(path: &Path) -> bool {
@@ -89,20 +69,10 @@ mod tests {
     use super::*;
 
     #[test]
-    fn beside_us_then_where_a_package_puts_it() {
-        let own = Path::new("/opt/bin/temperd");
-        assert_eq!(
-            places(None, Some(own)),
-            [Path::new("/opt/bin/temperd-engine"), Path::new("/usr/lib/temperd/temperd-engine")]
-        );
-        assert_eq!(places(Some(Path::new("/e")), Some(own)), [Path::new("/e")]);
-    }
-
-    #[test]
     fn flavours_are_tried_from_the_fastest_on() {
         let own = Path::new("/opt/bin/temperd");
         let names = |gpu| {
-            let places = flavoured(None, Some(own), gpu);
+            let places = places(None, Some(own), gpu);
             let folders: Vec<_> = places.iter().map(|place| place[0].parent().unwrap().to_owned()).collect();
             assert_eq!(folders, [Path::new("/opt/bin"), Path::new(INSTALLED)]);
             let name = |path: &PathBuf| path.file_name().unwrap().to_string_lossy().into_owned();
@@ -112,12 +82,12 @@ mod tests {
         assert_eq!(names(true), [gpu, gpu]);
         let cpu = ["temperd-engine", "temperd-engine-vulkan", "temperd-engine-cuda"];
         assert_eq!(names(false), [cpu, cpu]);
-        assert_eq!(flavoured(Some(Path::new("/e")), Some(own), true), [[Path::new("/e")]]);
+        assert_eq!(places(Some(Path::new("/e")), Some(own), true), [[Path::new("/e")]]);
     }
 
     #[test]
     fn places_are_not_mixed() {
-        let places = flavoured(None, Some(Path::new("/opt/bin/temperd")), true);
+        let places = places(None, Some(Path::new("/opt/bin/temperd")), true);
         let [ours, theirs] = ["/opt/bin/temperd-engine", "/usr/lib/temperd/temperd-engine-cuda"].map(Path::new);
         assert_eq!(first(&places, |path| path == ours || path == theirs), Some(vec![ours.into()]));
         assert_eq!(first(&places, |path| path == theirs), Some(vec![theirs.into()]));
@@ -128,13 +98,11 @@ mod tests {
     fn only_an_executable_file_counts() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("engine");
-        assert_eq!(locate(Some(&path)), Err(NotFound(vec![path.clone()])));
+        assert_eq!(flavours(Some(&path), true), Err(NotFound(vec![path.clone()])));
         fs::write(&path, "").unwrap();
-        assert!(locate(Some(&path)).unwrap_err().to_string().contains("engine.path"));
+        assert!(flavours(Some(&path), true).unwrap_err().to_string().contains("engine.path"));
         fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).unwrap();
         assert_eq!(flavours(Some(&path), true), Ok(vec![path.clone()]));
-        assert_eq!(locate(Some(&path)), Ok(path));
-        assert!(locate(Some(folder.path())).is_err());
         assert!(flavours(Some(folder.path()), true).is_err());
     }
 }

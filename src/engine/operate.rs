@@ -59,9 +59,15 @@ pub struct Vitals {
     pub loading: bool,
     /// Its process.
     pub pid: Option<u32>,
-    /// Layers that could be on a GPU: as the last engine said, or as the model's file lets expect; 0 without a GPU, and
-    /// while nothing is known.
+    /// Layers that could be on a GPU: as the last engine said that was asked for some, or as the model's file lets expect;
+    /// 0 without a GPU, and while nothing is known.
     pub layers: u32,
+    /// What one of them less gives back, as that engine said.
+    pub bytes_per_gpu_layer: u64,
+    /// Layers at most that the engine was asked for.
+    pub asked: u32,
+    /// Whether it has no device where there should be one.
+    pub lacks_device: bool,
     /// What the engine that lives said when it was ready; `None` while there is none.
     pub ready: Option<Ready>,
     /// Cells that are allocated now.
@@ -87,9 +93,13 @@ impl Vitals {
         (self.loading, self.pid) = (true, pid);
     }
 
-    /// The engine is ready, so long after its start.
-    pub fn is_ready(&mut self, ready: &Ready, load: Duration) {
-        (self.loading, self.load, self.layers) = (false, load, ready.layers);
+    /// The engine is ready, so long after its start. One that was not asked for layers, and may be the one for the CPU, does
+    /// not know how many there could be.
+    pub fn is_ready(&mut self, ready: &Ready, load: Duration, asked: u32) {
+        (self.loading, self.load, self.asked) = (false, load, asked);
+        if asked > 0 || ready.layers > 0 {
+            (self.layers, self.bytes_per_gpu_layer) = (ready.layers, ready.bytes_per_gpu_layer);
+        }
         self.allocated_context = ready.allocated_context;
         self.ready = Some(ready.clone());
     }
@@ -110,8 +120,17 @@ impl Vitals {
 
     /// There is no engine.
     pub fn gone(&mut self) {
-        let Self { layers, load, ref mut failures, .. } = *self;
-        *self = Self { layers, load, failures: std::mem::take(failures), ..Self::default() };
+        let Self { layers, bytes_per_gpu_layer, load, ref mut failures, .. } = *self;
+        let failures = std::mem::take(failures);
+        *self = Self { layers, bytes_per_gpu_layer, load, failures, ..Self::default() };
+    }
+
+    /// Whether fewer layers are on a GPU than should be: there is no device, it has left some to the CPU, or loads with more
+    /// have `failed`. What an operator or the board's readings ask for is no lack.
+    #[must_use]
+    pub fn degraded(&self, failed: bool) -> bool {
+        let fewer = |ready: &Ready| ready.gpu_layers < self.asked.min(ready.layers);
+        self.ready.as_ref().is_some_and(|ready| failed || self.lacks_device || fewer(ready))
     }
 
     /// Something went wrong.
@@ -168,6 +187,34 @@ mod tests {
         assert!(vitals.failures.len() <= FAILURES && vitals.loading);
         assert_eq!(vitals.failures.last().map(|(number, _)| *number), Some(199));
         assert!(vitals.failures.windows(2).all(|pair| pair[1].0 == pair[0].0 + 1));
+    }
+
+    #[test]
+    fn an_engine_that_was_asked_for_no_layers_does_not_make_them_unknown() {
+        let mut vitals = Vitals::default();
+        let gpu = Ready { layers: 31, gpu_layers: 31, bytes_per_gpu_layer: 7, ..Ready::default() };
+        vitals.is_ready(&gpu, Duration::ZERO, u32::MAX);
+        vitals.gone();
+        vitals.is_ready(&Ready::default(), Duration::ZERO, 0);
+        assert_eq!((vitals.layers, vitals.bytes_per_gpu_layer), (31, 7));
+        vitals.is_ready(&Ready::default(), Duration::ZERO, 12);
+        assert_eq!((vitals.layers, vitals.bytes_per_gpu_layer), (0, 0), "there is no device any more");
+    }
+
+    #[test]
+    fn degraded_is_what_should_be_on_a_gpu_and_is_not() {
+        let with = |gpu_layers, layers, asked| {
+            let ready = Some(Ready { gpu_layers, layers, ..Ready::default() });
+            Vitals { ready, layers: 31, asked, ..Vitals::default() }
+        };
+        assert!(!with(31, 31, u32::MAX).degraded(false));
+        assert!(with(30, 31, u32::MAX).degraded(false), "one was left to the CPU");
+        assert!(!with(12, 31, 12).degraded(false), "a pin is no lack");
+        assert!(!with(0, 0, 0).degraded(false));
+        assert!(with(0, 0, 0).degraded(true), "loads with more have failed");
+        assert!(!with(0, 0, u32::MAX).degraded(false), "no flavour for a GPU is installed");
+        assert!(Vitals { lacks_device: true, ..with(0, 0, u32::MAX) }.degraded(false));
+        assert!(!Vitals { lacks_device: true, ..Vitals::default() }.degraded(true), "there is no engine");
     }
 
     #[test]

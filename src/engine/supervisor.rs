@@ -3,7 +3,7 @@
 //! when another is needed.
 
 use std::{
-    path::Path,
+    path::PathBuf,
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -12,6 +12,7 @@ use tokio::sync::{Notify, mpsc, watch};
 
 use super::{
     EngineEvent, EngineHandle,
+    flavours::{Choice, Exhausted, Fault, Flavours},
     follow::Life,
     frames,
     handover::Handover,
@@ -60,6 +61,8 @@ pub struct Supervisor {
 pub(super) enum End {
     /// It refused the model, or cannot be started at all: another one would do the same.
     Unusable(String),
+    /// This flavour is of no use here; another may be.
+    PassedOver { binary: PathBuf, fault: Fault, reason: String },
     /// It could not load so much; less of it may do.
     TooMuch { reason: String, tried: Failure },
     /// It ended; `ready_for` is how long it had been ready.
@@ -68,6 +71,14 @@ pub(super) enum End {
     Changed(Change),
     /// Nobody listens any more.
     Shutdown,
+}
+
+impl End {
+    /// `what` says it of the engine.
+    pub(super) fn passed_over(choice: Choice<'_>, fault: Fault, what: &str) -> Self {
+        let reason = format!("engine {} {what}", choice.binary.display());
+        Self::PassedOver { binary: choice.binary.into(), fault, reason }
+    }
 }
 
 /// What outlives an engine.
@@ -79,11 +90,33 @@ struct Between {
     scarce: bool,
     /// Whether the last engine was ended so that another goes on with what ran in it.
     replacing: bool,
+    flavours: Flavours,
 }
 
 impl Between {
     fn new() -> Self {
-        Self { backoff: BACKOFF_MIN, failed_loads: 0, handover: Handover::default(), scarce: false, replacing: false }
+        Self {
+            backoff: BACKOFF_MIN,
+            failed_loads: 0,
+            handover: Handover::default(),
+            scarce: false,
+            replacing: false,
+            flavours: Flavours::default(),
+        }
+    }
+
+    /// What the end of an engine means for the next one. While one flavour after the other is tried, or less after more,
+    /// it is still the same engine that is wanted.
+    fn note(&mut self, end: &End) {
+        match end {
+            End::PassedOver { .. } => {}
+            End::TooMuch { .. } => self.replacing = false,
+            End::Changed(change) if change.goes_on() => self.replacing = true,
+            _ => {
+                self.replacing = false;
+                self.flavours.anew();
+            }
+        }
     }
 
     fn anew(&mut self) {
@@ -138,9 +171,16 @@ impl Supervisor {
 
     /// Draws the consequences. `false`: nobody listens any more.
     async fn after(&mut self, end: End, plan: Plan, between: &mut Between) -> bool {
-        between.replacing = matches!(end, End::Changed(change) if change.goes_on());
+        between.note(&end);
         match end {
             End::Shutdown => return false,
+            End::PassedOver { binary, fault, reason } => {
+                log::warn!(target: "temperd::engine", "{reason}; it is passed over");
+                between.flavours.pass_over(&binary, fault, reason);
+                if plan.most_layers() > 0 {
+                    self.vitals.send_modify(|vitals| vitals.layers = 0);
+                }
+            }
             End::Changed(change) => {
                 log::info!(target: "temperd::engine", change = change.as_str(), handed_over = between.handover.holds();
                     "the engine was ended for a change");
@@ -226,9 +266,18 @@ impl Supervisor {
             Ok(Ok(summary)) => summary.block_count,
             Err(_) => None,
         };
-        let binary = match locate::locate(self.config.path.as_deref()) {
-            Ok(binary) => binary,
+        let wanted = plan.most_layers() > 0;
+        let found = match locate::flavours(self.config.path.as_deref(), wanted) {
+            Ok(found) => found,
             Err(error) => return End::Unusable(error.to_string()),
+        };
+        let choice = match between.flavours.next(&found) {
+            Ok(choice) => choice,
+            Err(Exhausted { reason, by_chance: false }) => return End::Unusable(reason),
+            Err(Exhausted { reason, by_chance: true }) => {
+                let had = Failure::Crash { gpu_layers: 0, context: plan.context };
+                return End::Ended { reason, ready_for: None, had };
+            }
         };
         if self.events.send(EngineEvent::Loading).await.is_err() {
             return End::Shutdown;
@@ -236,11 +285,12 @@ impl Supervisor {
         let restore = between.handover.holds();
         between.handover.begin();
         let hello = Hello { protocol: frames::PROTOCOL, build: frames::BUILD.into(), flavour: String::new() };
-        let load = load(&self.config, plan, restore);
+        let asked = if choice.layers { plan } else { Plan { gpu_layers: Some(0), ..plan } };
+        let load = load(&self.config, asked, restore);
         let outgoing = self.handle.attach([to_engine::Frame::Hello(hello), to_engine::Frame::Load(load)]);
-        let end = match EngineProcess::spawn(&binary, &environment(&self.config), &between.handover, outgoing) {
-            Ok(process) => self.live(process, &binary, plan, blocks, between).await,
-            Err(error) => End::Unusable(format!("engine {} does not start: {error}", binary.display())),
+        let end = match EngineProcess::spawn(choice.binary, &environment(&self.config), &between.handover, outgoing) {
+            Ok(process) => self.live(process, choice, plan, blocks, between).await,
+            Err(error) => End::passed_over(choice, Fault::Stranger, &format!("does not start: {error}")),
         };
         self.handle.detach();
         self.vitals.send_modify(Vitals::gone);
@@ -250,7 +300,7 @@ impl Supervisor {
     async fn live(
         &mut self,
         process: EngineProcess,
-        binary: &Path,
+        choice: Choice<'_>,
         plan: Plan,
         blocks: Option<u64>,
         between: &mut Between,
@@ -264,6 +314,8 @@ impl Supervisor {
             vitals: &self.vitals,
             handover: &mut between.handover,
             scarce: &mut between.scarce,
+            lacks_device: plan.most_layers() > 0 && (between.flavours.passed_any() || self.config.gpu_layers.is_some()),
+            choice,
             plan,
             process,
             started: Instant::now(),
@@ -271,6 +323,6 @@ impl Supervisor {
             operated: None,
             saving: None,
         };
-        life.run(binary, blocks).await
+        life.run(blocks).await
     }
 }

@@ -16,6 +16,8 @@ pub struct Decision {
     pub grow_to: u32,
     /// Whether a pin lowers the point.
     pub pinned: bool,
+    /// Whether there would be more GPU layers, had no load failed and no engine died.
+    pub layers_failed: bool,
     /// Why it is not full, most pressing first; empty at the full point.
     pub reasons: Vec<Reason>,
     /// Steps that were passed over by what is in force.

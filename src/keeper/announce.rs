@@ -172,6 +172,7 @@ mod tests {
             cache: Cache::Keep,
             grow_to: 8192,
             pinned: false,
+            layers_failed: false,
             reasons: codes.iter().map(reason).collect(),
             skipped: Vec::new(),
         }

@@ -107,7 +107,7 @@ impl Observer {
             cached_tokens: vitals.heartbeat.cached_tokens,
             kv_bytes_per_token: bytes(|ready| ready.kv_bytes_per_token),
             compute_buffers: bytes(|ready| ready.compute_bytes),
-            bytes_per_gpu_layer: bytes(|ready| ready.bytes_per_gpu_layer),
+            bytes_per_gpu_layer: Bytes(ready.map_or(0, |_| vitals.bytes_per_gpu_layer)),
             resident_weights: bytes(|ready| ready.resident_bytes),
             busy: self.busy(vitals),
             requests,

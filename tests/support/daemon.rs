@@ -1,7 +1,6 @@
 //! A real daemon with a real engine in a private folder, ended with the test.
 
 use std::{
-    ffi::OsStr,
     fs,
     path::{Path, PathBuf},
     process::{ExitStatus, Stdio},
@@ -29,6 +28,20 @@ pub fn model() -> PathBuf {
 fn with_one_thread(toml: &str) -> String {
     const ONE: &str = "[engine]\nthreads = 1\nthreads_batch = 1\n";
     if toml.contains("[engine]\n") { toml.replace("[engine]\n", ONE) } else { format!("{toml}\n{ONE}") }
+}
+
+fn run(program: &Path) -> Command {
+    let mut command = Command::new(program);
+    command.arg("run");
+    command
+}
+
+/// Puts a program into a folder under another name: beside it, a daemon finds its engines.
+pub fn install(program: &Path, folder: &Path, name: &str) {
+    let to = folder.join(name);
+    if fs::hard_link(program, &to).is_err() {
+        fs::copy(program, &to).expect("copied");
+    }
 }
 
 pub struct Daemon {
@@ -60,8 +73,17 @@ impl Daemon {
     pub fn start_on(board: &Path, toml: &str) -> Self {
         let folder = tempfile::tempdir().expect("a folder");
         let (socket, log) = (folder.path().join("temperd.sock"), folder.path().join("log"));
-        let board = ["--board-root".as_ref(), board.as_os_str()];
-        Self::start_with(&model(), toml, folder, socket, log, &board)
+        let mut command = run(env!("CARGO_BIN_EXE_temperd").as_ref());
+        command.arg("--board-root").arg(board);
+        Self::start_with(command, &model(), toml, folder, socket, log)
+    }
+
+    /// Starts the daemon that is installed in this folder, beside engines of its own, without waiting.
+    pub fn start_installed(folder: tempfile::TempDir, toml: &str, environment: &[(&str, &str)]) -> Self {
+        let (socket, log) = (folder.path().join("temperd.sock"), folder.path().join("log"));
+        let mut command = run(&folder.path().join("temperd"));
+        command.envs(environment.iter().copied());
+        Self::start_with(command, &model(), toml, folder, socket, log)
     }
 
     /// Starts without waiting, at a socket in a folder of its own.
@@ -86,21 +108,20 @@ impl Daemon {
     }
 
     fn start_at(model: &Path, toml: &str, folder: tempfile::TempDir, socket: PathBuf, log: PathBuf) -> Self {
-        Self::start_with(model, toml, folder, socket, log, &[])
+        Self::start_with(run(env!("CARGO_BIN_EXE_temperd").as_ref()), model, toml, folder, socket, log)
     }
 
     fn start_with(
+        mut command: Command,
         model: &Path,
         toml: &str,
         folder: tempfile::TempDir,
         socket: PathBuf,
         log: PathBuf,
-        arguments: &[&OsStr],
     ) -> Self {
         let config = folder.path().join("config.toml");
         fs::write(&config, with_one_thread(toml)).expect("written");
-        let mut child = Command::new(env!("CARGO_BIN_EXE_temperd"))
-            .arg("run")
+        let mut child = command
             .arg("--config")
             .arg(&config)
             .arg("--model")
@@ -109,7 +130,6 @@ impl Daemon {
             .arg(&socket)
             .arg("--node")
             .arg("test")
-            .args(arguments)
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
             .stderr(fs::File::create(&log).expect("a log file"))

@@ -13,7 +13,7 @@ use super::Finding;
 use crate::{
     board::{self, Reading, memory::Memory, units::Bytes},
     config::{Engine, KvType},
-    engine::locate::locate,
+    engine::locate::flavours,
     gguf::{self, Summary},
 };
 
@@ -54,9 +54,13 @@ pub(super) struct Need {
     cache: u64,
 }
 
-pub(super) fn engine(configured: Option<&Path>) -> Finding {
-    match locate(configured) {
-        Ok(path) => Finding::ok("engine", path.display().to_string()),
+/// The engine, or its flavours in the order in which they are tried.
+pub(super) fn engine(engine: &Engine) -> Finding {
+    match flavours(engine.path.as_deref(), engine.gpu_layers != Some(0)) {
+        Ok(found) => {
+            let each: Vec<_> = found.iter().map(|path| path.display().to_string()).collect();
+            Finding::ok("engine", each.join(", else "))
+        }
         Err(error) => Finding::problem("engine", error.to_string()),
     }
 }

@@ -28,10 +28,12 @@ impl Owner {
                 self.parts.view.send_modify(|view| view.failed = None);
                 self.load_began = Some(now());
                 self.model = Model::Loading;
+                self.flavour("");
                 // One after an unload is announced too: what ran before waits for it.
                 let reason = self.pause.take().map_or_else(|| "loading".to_owned(), |pause| pause.reason);
                 self.pause(&reason);
             }
+            EngineEvent::Greeted { flavour } => self.flavour(&flavour),
             EngineEvent::Vocabulary(prompter) => {
                 if let Some(note) = prompter.note() {
                     log::warn!(target: "temperd::dispatch", "{note}");
@@ -130,6 +132,7 @@ impl Owner {
     fn engine_gone(&mut self, crash: Option<&str>) {
         self.parts.view.send_modify(|view| view.prompter = None);
         self.parts.status.update(|status| status.allocated_context = 0);
+        self.flavour("");
         let Ended { released, poison } = self.slots.interrupt(crash.is_some());
         for client in released {
             self.queue.ended(&client);
@@ -142,6 +145,15 @@ impl Owner {
                 "a request is given up: {}", crash.unwrap_or_default());
             self.finish(job, End::Other { outcome: Outcome::Failed, error });
         }
+    }
+
+    /// What the engine that lives was built for; empty where none does.
+    fn flavour(&self, flavour: &str) {
+        self.parts.status.update(|status| {
+            if let Some(engine) = &mut status.engine {
+                flavour.clone_into(&mut engine.flavour);
+            }
+        });
     }
 
     fn step(&mut self, step: Step, now: Instant) {

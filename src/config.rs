@@ -59,7 +59,7 @@ pub struct Engine {
     pub gpu_layers: Option<u32>,
     /// Types of keys and values.
     pub kv_type: KvType,
-    /// Threads of a decode step with one row per sequence; `None`: measured when the model is loaded.
+    /// Threads of a decode step with one row per sequence; `None`: measured once nothing runs.
     pub threads: Option<u32>,
     /// Threads of a step that reads a prompt; `None`: one for each strong core.
     pub threads_batch: Option<u32>,

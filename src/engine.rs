@@ -55,6 +55,8 @@ pub enum EngineEvent {
     Ready(crate::wire::engine::Ready),
     /// The KV cache has another size.
     Resized(crate::wire::engine::Resized),
+    /// It is known by how many threads steps are made best.
+    Measured(crate::wire::engine::Measured),
     /// Tokens.
     Step(crate::wire::engine::Step),
     /// Vectors of texts.

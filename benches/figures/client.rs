@@ -5,6 +5,7 @@ use std::{
     net::TcpStream,
     os::unix::net::UnixStream,
     path::PathBuf,
+    thread,
     time::{Duration, Instant},
 };
 
@@ -14,6 +15,9 @@ use serde_json::{Value, json};
 /// Tokens that end an answer, by id: those of the small model and of Mistral are among the first ones. With them out of
 /// the question, every answer has the length asked for.
 const END_TOKENS: u32 = 17;
+
+/// How long a model that nobody asks may stay.
+const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Where a server listens.
 #[derive(Debug, Clone)]
@@ -110,6 +114,18 @@ impl Endpoint {
     pub fn flash_attention(&self) -> Result<String> {
         let status = json_of(self.send("GET /v1/status", "")?)?;
         Ok(status["settings"]["flash_attention"].as_str().context("settings.flash_attention of the status")?.to_owned())
+    }
+
+    /// Waits until temperd has unloaded its model.
+    pub fn until_unloaded(&self) -> Result<()> {
+        let began = Instant::now();
+        while json_of(self.send("GET /v1/status", "")?)?["model"]["state"] != "unloaded" {
+            if began.elapsed() > PATIENCE {
+                bail!("the model is not unloaded");
+            }
+            thread::sleep(Duration::from_millis(100));
+        }
+        Ok(())
     }
 
     /// Tokens that temperd has drafted so far, and how many were right.

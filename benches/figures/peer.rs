@@ -17,6 +17,8 @@ use crate::client::{Address, Endpoint};
 
 /// Context of every server here.
 pub const CONTEXT: u32 = 16384;
+/// The engine measures what steps cost as soon as nothing has run for half a second, which takes a second or two.
+const MEASURED: Duration = Duration::from_secs(4);
 /// How long a server may take to load a model.
 const PATIENCE: Duration = Duration::from_secs(300);
 
@@ -72,6 +74,8 @@ impl Server {
         if !line.starts_with("temperd ready") {
             bail!("the daemon is not ready: {line}");
         }
+        // What it measures then would fall into somebody's turn.
+        thread::sleep(MEASURED);
         Ok(server)
     }
 
@@ -141,11 +145,17 @@ impl Drop for Bare {
 impl Bare {
     /// Loads the model there. `flash_attention` is "on", "off" or "auto".
     pub fn start(places: &Places, model: &Path, flash_attention: &str) -> Result<Self> {
+        Self::start_with(places, model, flash_attention, CONTEXT)
+    }
+
+    /// The same with a context of so many cells.
+    pub fn start_with(places: &Places, model: &Path, flash_attention: &str, cells: u32) -> Result<Self> {
         let mut child = Command::new(std::env::current_exe()?)
             .args(["--bench", "--bare"])
             .arg(model)
             .env("TEMPERD_BENCH_THREADS", places.threads.to_string())
             .env("TEMPERD_BENCH_FLASH_ATTENTION", flash_attention)
+            .env("TEMPERD_BENCH_CONTEXT", cells.to_string())
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .spawn()?;

@@ -128,6 +128,7 @@ impl Life<'_> {
                 self.vitals.send_modify(|vitals| vitals.allocated_context = resized.allocated_context);
                 EngineEvent::Resized(resized)
             }
+            Frame::Measured(measured) => EngineEvent::Measured(measured),
             Frame::Step(step) => EngineEvent::Step(step),
             Frame::Embedded(embedded) => EngineEvent::Embedded(embedded),
             Frame::Tokenised(answer) => {

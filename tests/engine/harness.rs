@@ -13,8 +13,9 @@ use std::{
 use temperd::{
     engine::frames,
     wire::engine::{
-        Embedded, FromEngine, Heartbeat, Hello, Load, LoadFailed, Log, Operate, Ready, Sampling, Saved, Segment,
-        SequenceOutput, Start, Stop, ToEngine, TokenInfo, Tokenise, Tokenised, Vocabulary, from_engine, to_engine,
+        Embedded, FromEngine, Heartbeat, Hello, Load, LoadFailed, Log, Measured, Operate, Ready, Sampling, Saved,
+        Segment, SequenceOutput, Start, Stop, ToEngine, TokenInfo, Tokenise, Tokenised, Vocabulary, from_engine,
+        to_engine,
     },
 };
 
@@ -39,6 +40,7 @@ pub struct Engine {
     pub resized: usize,
     pub beats: Vec<Heartbeat>,
     pub saved: Option<Saved>,
+    pub measured: Option<Measured>,
 }
 
 /// What came of a sequence.
@@ -108,6 +110,7 @@ impl Engine {
             resized: 0,
             beats: Vec::new(),
             saved: None,
+            measured: None,
         };
         match engine.next() {
             from_engine::Frame::Hello(hello) => {
@@ -185,8 +188,17 @@ impl Engine {
                 self.resized += 1;
             }
             from_engine::Frame::Saved(saved) => self.saved = Some(saved),
+            from_engine::Frame::Measured(measured) => self.measured = Some(measured),
             other => panic!("unexpected {other:?}"),
         }
+    }
+
+    /// Reads until it is measured by how many threads steps of one row are made.
+    pub fn until_measured(&mut self) -> u32 {
+        while self.measured.is_none() {
+            self.read();
+        }
+        self.measured.map_or(0, |measured| measured.threads)
     }
 
     /// Reads until a heartbeat is as wanted.

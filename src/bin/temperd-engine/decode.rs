@@ -18,12 +18,14 @@ use crate::{
     link::Link,
     load::Plan,
     lora::Adapters,
+    measure::Measuring,
     prefix,
     sequence::Sequence,
 };
 
 mod compose;
 mod leave;
+mod measuring;
 mod operate;
 mod parking;
 mod room;
@@ -42,6 +44,8 @@ pub struct Decoder<'a> {
     constraints: Constraints,
     plan: Plan,
     curve: Curve,
+    /// What is to be measured still.
+    measuring: Option<Measuring<'a>>,
     adapters: Adapters,
     turns: Turns,
     /// Whose adapter is applied to the context.
@@ -76,25 +80,27 @@ pub struct Decoder<'a> {
 }
 
 impl<'a> Decoder<'a> {
-    /// A decoder that goes by this plan.
+    /// A decoder that goes by this plan. `counts` are those of threads to choose from.
     pub fn new(
         cells: Cells<'a>,
-        (plan, curve): (Plan, Curve),
+        (plan, counts): (Plan, Vec<usize>),
         (adapters, constraints): (Adapters, Constraints),
         link: &'a Link,
     ) -> Self {
         // A larger context may have larger batches than the first one.
         let batch = LlamaBatch::new(plan.n_batch, 1);
+        let model = cells.model();
         Self {
             link,
-            vocab: cells.model().vocab(),
+            vocab: model.vocab(),
             limits: Limits::none(cells.most()),
             unsettled: false,
             left: false,
             cells,
             constraints,
             plan,
-            curve,
+            curve: Curve::assumed(model.size()),
+            measuring: Some(Measuring::new(model, counts, plan.keeps_cells, plan.n_batch)),
             adapters,
             turns: Turns::new(),
             group: adapters::NONE,

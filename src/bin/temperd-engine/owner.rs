@@ -104,22 +104,21 @@ fn serve(around: &Surroundings, load: &Load, commands: &Receiver<Command>) -> Re
     heard.buffers.clear("model");
     let mut model = load::weights(backend, errors, Arc::clone(link), load)?;
     let adapters = Adapters::load(&mut model, errors, &load.adapters);
-    let load = load::with_threads(backend, errors, &model, load.clone())?;
-    // Before steps are measured, which it would slow down.
-    let constraints = constraints.join();
+    let (load, counts) = load::with_threads(load.clone());
     let load = &attention::decide(load.clone(), attention_facts(backend, &model, &load));
     let plan = load::plan(&model, load)?;
     let contexts = Contexts::new(backend, errors, &model, load, &plan);
     heard.buffers.clear("KV");
     heard.buffers.clear("compute");
-    let (context, curve) = load::context(&contexts, load, &plan)?;
+    let on_gpu = load.gpu_layers != 0 && backend.supports_gpu_offload();
+    let context = load::context(&contexts, load, &plan, on_gpu)?;
     let ready = vitals(around, &context, &plan, ready(around, load, &model, &context));
     let mut cells = Cells::new(context, contexts, &plan);
     let identity = Identity::of(load, plan.slots);
     let found = handover.enter(load.restore, &identity, &mut cells);
     heap::trim();
     let embedder = Embedder::new(around, &model, load);
-    let mut decoder = Decoder::new(cells, (plan, curve), (adapters, constraints), link);
+    let mut decoder = Decoder::new(cells, (plan, counts), (adapters, constraints), link);
     found.into_iter().for_each(|kept| decoder.keep(kept));
     let (context, allocated_context) = (contexts.most(), decoder.allocated());
     let load_s = began.elapsed().as_secs_f64();

@@ -183,6 +183,14 @@ impl Endpoint {
         }
     }
 
+    /// Tokens of this prompt.
+    pub fn prompt_tokens(&self, ask: &Ask) -> Result<u64> {
+        let (path, mut body) = self.body(ask, 1);
+        body["stream"] = json!(false);
+        let data = json_of(self.send(&format!("POST {path}"), &body.to_string())?)?;
+        data["usage"]["prompt_tokens"].as_u64().context("usage.prompt_tokens")
+    }
+
     /// The best two tokens and their log probabilities at each place of a greedy answer in a chat.
     pub fn best_two(&self, ask: &Ask, tokens: usize) -> Result<Vec<Vec<(String, f64)>>> {
         let (path, mut body) = self.body(ask, tokens);

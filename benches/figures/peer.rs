@@ -56,6 +56,14 @@ impl Drop for Server {
 impl Server {
     /// temperd as it is shipped, but for the context and `settings`, TOML lines of `[engine]`.
     pub fn temperd(model: &Path, settings: &str) -> Result<Self> {
+        let server = Self::start(model, settings, None)?;
+        // What it measures then would fall into somebody's turn.
+        thread::sleep(MEASURED);
+        Ok(server)
+    }
+
+    /// The same the moment it is ready, with a folder for what outlives it.
+    pub fn start(model: &Path, settings: &str, state: Option<&Path>) -> Result<Self> {
         let folder = tempfile::tempdir()?;
         let (config, socket) = (folder.path().join("config.toml"), folder.path().join("temperd.sock"));
         fs::write(&config, format!("[engine]\ncontext = {CONTEXT}\n{settings}\n[log]\nlevel = \"warn\"\n"))?;
@@ -66,6 +74,8 @@ impl Server {
             .arg(model)
             .arg("--socket")
             .arg(&socket)
+            .env_remove("STATE_DIRECTORY")
+            .envs(state.map(|state| ("STATE_DIRECTORY", state)))
             .stdout(Stdio::piped())
             .spawn()?;
         let mut line = String::new();
@@ -74,8 +84,6 @@ impl Server {
         if !line.starts_with("temperd ready") {
             bail!("the daemon is not ready: {line}");
         }
-        // What it measures then would fall into somebody's turn.
-        thread::sleep(MEASURED);
         Ok(server)
     }
 

@@ -22,6 +22,7 @@ use super::{
     load::is_out_of_memory,
     operate::{Orders, Vitals},
     plan::{self, Change, Plan},
+    prefixes,
     process::EngineProcess,
     supervisor::End,
 };
@@ -119,7 +120,11 @@ impl Life<'_> {
     async fn frame(&mut self, frame: Option<Frame>) -> Option<End> {
         let event = match frame? {
             Frame::Vocabulary(vocabulary) => match Prompter::new(&vocabulary) {
-                Ok(prompter) => EngineEvent::Vocabulary(Arc::new(prompter)),
+                Ok(prompter) => {
+                    let prompter = Arc::new(prompter);
+                    prefixes::tell(&self.config.system_prompts, &prompter, self.handle);
+                    EngineEvent::Vocabulary(prompter)
+                }
                 Err(error) => return Some(End::Unusable(error.to_string())),
             },
             Frame::Ready(ready) => return self.ready(ready).await,

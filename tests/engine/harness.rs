@@ -201,6 +201,17 @@ impl Engine {
         self.measured.map_or(0, |measured| measured.threads)
     }
 
+    /// Reads until the log says so.
+    pub fn until_log(&mut self, words: &str) {
+        while !self.logs.iter().any(|log| log.message.contains(words)) {
+            match self.next() {
+                from_engine::Frame::Log(log) => self.logs.push(log),
+                from_engine::Frame::Heartbeat(beat) => self.beats.push(beat),
+                other => self.take(other),
+            }
+        }
+    }
+
     /// Reads until a heartbeat is as wanted.
     pub fn beat(&mut self, wanted: impl Fn(&Heartbeat) -> bool) -> Heartbeat {
         loop {

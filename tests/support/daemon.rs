@@ -56,6 +56,16 @@ impl Daemon {
         daemon
     }
 
+    /// As [`Self::ready`], with a folder for what outlives it.
+    pub async fn ready_with_state(state: &Path, toml: &str) -> Self {
+        let folder = tempfile::tempdir().expect("a folder");
+        let (socket, log) = (folder.path().join("temperd.sock"), folder.path().join("log"));
+        let mut daemon = Self::start_in(Some(state), &model(), toml, folder, socket, log, &[]);
+        let line = daemon.line().await;
+        assert!(line.starts_with("temperd ready "), "{line}\n{}", daemon.log_text());
+        daemon
+    }
+
     /// The same without waiting.
     pub fn start_on(board: &Path, toml: &str) -> Self {
         let folder = tempfile::tempdir().expect("a folder");
@@ -97,6 +107,19 @@ impl Daemon {
         log: PathBuf,
         arguments: &[&OsStr],
     ) -> Self {
+        Self::start_in(None, model, toml, folder, socket, log, arguments)
+    }
+
+    #[allow(clippy::too_many_arguments, reason = "they are what each start may choose")]
+    fn start_in(
+        state: Option<&Path>,
+        model: &Path,
+        toml: &str,
+        folder: tempfile::TempDir,
+        socket: PathBuf,
+        log: PathBuf,
+        arguments: &[&OsStr],
+    ) -> Self {
         let config = folder.path().join("config.toml");
         fs::write(&config, with_one_thread(toml)).expect("written");
         let mut child = Command::new(env!("CARGO_BIN_EXE_temperd"))
@@ -110,6 +133,8 @@ impl Daemon {
             .arg("--node")
             .arg("test")
             .args(arguments)
+            .env_remove("STATE_DIRECTORY")
+            .envs(state.map(|state| ("STATE_DIRECTORY", state)))
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
             .stderr(fs::File::create(&log).expect("a log file"))

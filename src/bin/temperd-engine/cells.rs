@@ -7,6 +7,7 @@ use llama_cpp_2::{SeqState, context::LlamaContext, model::LlamaModel};
 
 use crate::{contexts::Contexts, elastic, ledger::Ledger, load::Plan};
 
+mod image;
 mod park;
 mod state;
 

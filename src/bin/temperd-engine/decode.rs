@@ -6,7 +6,7 @@ use std::time::Instant;
 use llama_cpp_2::{llama_batch::LlamaBatch, token::data_array::LlamaTokenDataArray, vocab::LlamaVocab};
 use temperd::wire::engine::{SequenceOutput, Start, Step, from_engine::Frame};
 
-use self::{operate::Limits, room::Decoded};
+use self::{images::Images, operate::Limits, room::Decoded};
 use crate::{
     adapters::{self, Group, Member, Turns},
     answer::finished,
@@ -14,6 +14,7 @@ use crate::{
     cells::Cells,
     constraint::Constraints,
     curve::{Curve, Size},
+    handover::Identity,
     heap,
     link::Link,
     load::Plan,
@@ -24,6 +25,7 @@ use crate::{
 };
 
 mod compose;
+mod images;
 mod leave;
 mod measuring;
 mod operate;
@@ -46,6 +48,8 @@ pub struct Decoder<'a> {
     curve: Curve,
     /// What is to be measured still.
     measuring: Option<Measuring<'a>>,
+    /// System prompts of the configuration.
+    images: Images,
     adapters: Adapters,
     turns: Turns,
     /// Whose adapter is applied to the context.
@@ -83,7 +87,7 @@ impl<'a> Decoder<'a> {
     /// A decoder that goes by this plan. `counts` are those of threads to choose from.
     pub fn new(
         cells: Cells<'a>,
-        (plan, counts): (Plan, Vec<usize>),
+        (plan, counts, images): (Plan, Vec<usize>, Identity),
         (adapters, constraints): (Adapters, Constraints),
         link: &'a Link,
     ) -> Self {
@@ -101,6 +105,7 @@ impl<'a> Decoder<'a> {
             plan,
             curve: Curve::assumed(model.size()),
             measuring: Some(Measuring::new(model, counts, plan.keeps_cells, plan.n_batch)),
+            images: Images::new(images),
             adapters,
             turns: Turns::new(),
             group: adapters::NONE,

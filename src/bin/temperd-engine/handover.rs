@@ -14,6 +14,7 @@ use std::{cell::RefCell, fs::File, os::fd::FromRawFd as _};
 use crate::{cells::Cells, prefix::Kept};
 
 mod identity;
+pub mod image;
 mod memory;
 mod table;
 

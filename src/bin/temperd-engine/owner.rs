@@ -77,7 +77,7 @@ fn wait(link: &Link, commands: &Receiver<Command>) -> Option<Load> {
                 link.send(Frame::Saved(Saved { bytes: 0, error }));
             }
             // There is nothing to stop, and each load begins at full pace with all that it has.
-            Ok(Command::Stop(_) | Command::Operate(_)) => {}
+            Ok(Command::Stop(_) | Command::Operate(_) | Command::Prefix(_)) => {}
             Err(RecvTimeoutError::Timeout) => link.send(Frame::Heartbeat(Heartbeat::default())),
             Err(RecvTimeoutError::Disconnected) => return None,
         }
@@ -118,7 +118,7 @@ fn serve(around: &Surroundings, load: &Load, commands: &Receiver<Command>) -> Re
     let found = handover.enter(load.restore, &identity, &mut cells);
     heap::trim();
     let embedder = Embedder::new(around, &model, load);
-    let mut decoder = Decoder::new(cells, (plan, counts), (adapters, constraints), link);
+    let mut decoder = Decoder::new(cells, (plan, counts, Identity::of_images(load)), (adapters, constraints), link);
     found.into_iter().for_each(|kept| decoder.keep(kept));
     let (context, allocated_context) = (contexts.most(), decoder.allocated());
     let load_s = began.elapsed().as_secs_f64();

@@ -79,9 +79,9 @@ impl<'a> Work<'a> {
                 self.untidy = self.decoder.park_at_rest().then(Instant::now);
             }
             // Once nothing is to be tidied.
-            let measures = !works && self.untidy.is_none() && self.decoder.measures();
+            let idles = !works && self.untidy.is_none() && (self.decoder.measures() || self.decoder.reads_ahead());
             (working, parked) = (works, waiting);
-            let next = self.next(commands, works || measures, due);
+            let next = self.next(commands, works || idles, due);
             if !matches!(next, Next::Step | Next::Nothing) {
                 self.decoder.interrupt();
             }
@@ -97,13 +97,14 @@ impl<'a> Work<'a> {
                     self.decoder.operate(&operate);
                 }
                 Next::Command(Command::Save) => self.save(),
+                Next::Command(Command::Prefix(prefix)) => self.decoder.name_prefix(prefix),
                 Next::Command(Command::Load(load)) => {
                     self.decoder.fail_all("another model is being loaded");
                     self.decoder.flush();
                     self.embedder.fail_all("another model is being loaded");
                     return Some(load);
                 }
-                Next::Step if measures => self.measure(),
+                Next::Step if idles => self.idle_piece(),
                 Next::Step => self.step(),
                 Next::Nothing => {}
                 Next::End => return None,
@@ -144,9 +145,14 @@ impl<'a> Work<'a> {
         self.pace.worked(began, self.seconds() - began);
     }
 
-    fn measure(&mut self) {
+    /// What is done while nobody waits for anything.
+    fn idle_piece(&mut self) {
         let began = self.seconds();
-        self.decoder.measure();
+        if self.decoder.measures() {
+            self.decoder.measure();
+        } else if self.decoder.read_ahead() {
+            self.untidy = Some(Instant::now());
+        }
         self.pace.worked(began, self.seconds() - began);
     }
 

@@ -29,10 +29,7 @@ impl Decoder<'_> {
     }
 
     fn measure_piece(&mut self) -> Result<(), String> {
-        if self.group != adapters::NONE {
-            self.adapters.apply(self.cells.context_mut(), adapters::NONE)?;
-            self.group = adapters::NONE;
-        }
+        self.without_adapter()?;
         // Its sequence ids are the first that nobody has; where all are taken, what was of use longest ago goes, as it would
         // for a request.
         let slots = self.measuring.as_ref().map_or(0, Measuring::slots);
@@ -60,8 +57,17 @@ impl Decoder<'_> {
         Ok(())
     }
 
+    /// Has steps made of the model as it is.
+    pub(super) fn without_adapter(&mut self) -> Result<(), String> {
+        if self.group != adapters::NONE {
+            self.adapters.apply(self.cells.context_mut(), adapters::NONE)?;
+            self.group = adapters::NONE;
+        }
+        Ok(())
+    }
+
     /// Cells have been lost on their way from one context to the next.
-    fn lost(&mut self, error: &str) {
+    pub(super) fn lost(&mut self, error: &str) {
         tracing::error!("{error}");
         self.fail_all(error);
     }
@@ -71,5 +77,6 @@ impl Decoder<'_> {
         if let Some(measuring) = &mut self.measuring {
             measuring.interrupt(&mut self.cells);
         }
+        self.interrupt_reading();
     }
 }

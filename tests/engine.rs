@@ -454,11 +454,13 @@ fn threads_that_are_not_named_are_measured() {
 #[test]
 fn measuring_leaves_alone_what_is_kept_and_whoever_comes() {
     for (flash_attention, batch_invariant) in [("on", false), ("off", false), ("on", true)] {
+        let gpu_layers = if batch_invariant { 0 } else { -1 };
         let kv_type_v = if batch_invariant { "q8_0" } else { "f16" }.to_owned();
         let load = Load {
             threads: 0,
             flash_attention: flash_attention.to_owned(),
             batch_invariant,
+            gpu_layers,
             kv_type_v,
             ..load(&model())
         };

@@ -136,9 +136,12 @@ impl Engine {
         let invariant: &[(&str, &str)] = if load.batch_invariant { &[("GGML_CPU_TILED_MM", "0")] } else { &[] };
         let mut engine = Self::with_environment(&[environment, invariant].concat());
         engine.send(to_engine::Frame::Load(load));
-        let vocabulary = match engine.next_but_logs() {
-            from_engine::Frame::Vocabulary(vocabulary) => vocabulary,
-            other => panic!("before Vocabulary came {other:?}"),
+        let vocabulary = loop {
+            match engine.next_but_logs() {
+                from_engine::Frame::Vocabulary(vocabulary) => break vocabulary,
+                from_engine::Frame::Loading(_) => {}
+                other => panic!("before Vocabulary came {other:?}"),
+            }
         };
         let ready = loop {
             match engine.next_but_logs() {

@@ -135,9 +135,11 @@ impl Curve {
         }
         if self.assumed > 0 {
             self.assumed -= 1;
-            // The first step also reads weights from a disk and touches memory for the first time.
-            if self.assumed + 1 < FIRST_STEPS {
-                self.rescale((seconds / expected).sqrt());
+            match FIRST_STEPS - self.assumed {
+                // It also reads weights from a disk, and touches memory for the first time.
+                1 => {}
+                2 => self.rescale(seconds / expected),
+                _ => self.rescale((seconds / expected).sqrt()),
             }
             return;
         }

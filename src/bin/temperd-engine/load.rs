@@ -54,7 +54,6 @@ pub fn weights(backend: &LlamaBackend, errors: &Errors, link: Arc<Link>, load: &
         }
         true
     });
-    errors.clear();
     LlamaModel::load_from_file(backend, &load.model, &params).map_err(|error| errors.reason(&error.to_string()))
 }
 

@@ -38,8 +38,8 @@ struct Named {
     tokens: Vec<LlamaToken>,
     /// Where its image is, if it shall have one.
     path: Option<PathBuf>,
-    /// Whether the image is there and good, as far as we know.
-    stored: bool,
+    /// Whether the image is there and good, as far as we know; `None` before anybody has looked.
+    stored: Option<bool>,
     /// It could not be had as matters stand.
     failed: bool,
 }
@@ -81,7 +81,7 @@ impl Images {
             return Err(format!("all system prompts together have {all} tokens, at most {} are kept", context / SHARE));
         }
         let path = Some(PathBuf::from(prefix.path)).filter(|path| !path.as_os_str().is_empty());
-        self.named.push(Named { name: prefix.name, tokens, path, stored: false, failed: false });
+        self.named.push(Named { name: prefix.name, tokens, path, stored: None, failed: false });
         Ok(self.named.len() - 1)
     }
 }
@@ -149,10 +149,10 @@ impl Decoder<'_> {
     /// Has its cells from its image, or from others that have them.
     fn restore(&mut self, index: usize) {
         let began = Instant::now();
-        let Some(named) = self.images.named.get_mut(index) else { return };
+        let Some(named) = self.images.named.get_mut(index).filter(|named| named.stored != Some(false)) else { return };
         let Some(path) = named.path.clone() else { return };
         let read = image::read(&path, &self.images.identity, &named.tokens);
-        named.stored = matches!(read, Ok(Some(_)));
+        named.stored = Some(matches!(read, Ok(Some(_))));
         let (name, count) = (named.name.clone(), named.tokens.len());
         let entered = match read {
             Ok(None) => return,
@@ -165,7 +165,12 @@ impl Decoder<'_> {
                 let seconds = began.elapsed().as_secs_f64();
                 tracing::info!("system prompt {name}: {count} tokens from its image in {seconds:.3} s");
             }
-            Err(error) => tracing::warn!("the image of system prompt {name} is not used, and made anew: {error}"),
+            Err(error) => {
+                if let Some(named) = self.images.named.get_mut(index) {
+                    named.stored = Some(false);
+                }
+                tracing::warn!("the image of system prompt {name} is not used, and made anew: {error}");
+            }
         }
     }
 
@@ -257,9 +262,9 @@ impl Decoder<'_> {
     fn has_been_read(&mut self, index: usize, slot: i32) {
         let Some(named) = self.images.named.get_mut(index) else { return };
         let (name, tokens) = (named.name.clone(), named.tokens.clone());
-        if let Some(path) = named.path.clone().filter(|_| !named.stored) {
-            // Whether or not it can be written: it is not tried again before the next eviction.
-            named.stored = true;
+        if let Some(path) = named.path.clone().filter(|_| named.stored != Some(true)) {
+            // If it cannot be written, that is tried again once the cells have had to go.
+            named.stored = Some(true);
             let length = self.cells.sequence_bytes(slot);
             let write = |memory: &mut [u8]| self.cells.write_sequence(slot, memory);
             let stored = image::make(&self.images.identity, &tokens, length, write).and_then(|image| {

@@ -133,6 +133,11 @@ struct Rows {
 }
 
 impl Rows {
+    /// Whether the next size is under way, as the first always is.
+    fn begun(&self) -> bool {
+        self.points.is_empty() || self.tries.count > 0 || self.with_one.is_some()
+    }
+
     fn next(&self) -> usize {
         self.points.last().map_or(1, |point| point.0 * 2)
     }
@@ -164,8 +169,8 @@ impl Agenda {
                 }
                 Phase::Rows => {
                     let size = self.rows.next();
-                    let first = self.rows.points.is_empty();
-                    if first || (size <= rows.min(cells) && self.rows.spent < ENOUGH) {
+                    let begun = self.rows.begun();
+                    if begun || (size <= rows.min(cells) && self.rows.spent < ENOUGH) {
                         let outputs = if self.rows.with_one.is_some() { OUTPUTS } else { 1 };
                         return Some(Piece::Step { rows: size, outputs, deep: false });
                     }
@@ -193,7 +198,7 @@ impl Agenda {
     fn deep(&self) -> Option<(usize, f64)> {
         let rows = *DEEP_ROWS.get(self.cells.points.len())?;
         let alone = self.rows.points.iter().find(|point| point.0 == rows)?.1;
-        (self.cells.spent + alone < ENOUGH).then_some((rows, alone))
+        (self.cells.tries.count > 0 || self.cells.spent + alone < ENOUGH).then_some((rows, alone))
     }
 
     /// Takes in how the last piece went.

@@ -59,7 +59,7 @@ pub struct Engine {
     pub gpu_layers: Option<u32>,
     /// Types of keys and values.
     pub kv_type: KvType,
-    /// Threads of a decode step with one row per sequence; `None`: measured when the model is loaded.
+    /// Threads of a decode step with one row per sequence; `None`: measured once nothing runs.
     pub threads: Option<u32>,
     /// Threads of a step that reads a prompt; `None`: one for each strong core.
     pub threads_batch: Option<u32>,
@@ -83,6 +83,8 @@ pub struct Engine {
     pub idle_unload: Option<Duration>,
     /// LoRA adapters of the model.
     pub adapters: Vec<Adapter>,
+    /// Texts that are kept read.
+    pub system_prompts: Vec<SystemPrompt>,
     /// The engine's binary; `None`: looked for as [`crate::engine::locate`] says.
     pub path: Option<PathBuf>,
 }
@@ -96,6 +98,21 @@ pub struct Adapter {
     pub path: PathBuf,
     /// How much of it is added to the model; 0 is nothing.
     pub scale: f32,
+}
+
+/// `[[system_prompt]]`: a text of the operator's that is kept read, for requests with that system message.
+#[derive(Clone, PartialEq, Eq)]
+pub struct SystemPrompt {
+    /// What its image is called.
+    pub name: String,
+    /// What it says.
+    pub text: String,
+}
+
+impl std::fmt::Debug for SystemPrompt {
+    fn fmt(&self, to: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(to, "{} of {} bytes", self.name, self.text.len())
+    }
 }
 
 /// Who shares cached prefixes.

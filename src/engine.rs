@@ -23,7 +23,8 @@ use tokio::sync::{mpsc, oneshot};
 use crate::{
     chat::Prompter,
     wire::engine::{
-        Embed, FromEngine, Operate, Save, Segment, Start, Stop, ToEngine, Tokenise, Tokenised, from_engine, to_engine,
+        Embed, FromEngine, Operate, Prefix, Save, Segment, Start, Stop, ToEngine, Tokenise, Tokenised, from_engine,
+        to_engine,
     },
 };
 
@@ -35,6 +36,7 @@ mod load;
 pub mod locate;
 pub mod operate;
 pub mod plan;
+mod prefixes;
 pub mod process;
 pub mod supervisor;
 pub mod watch;
@@ -61,6 +63,8 @@ pub enum EngineEvent {
     Ready(crate::wire::engine::Ready),
     /// The KV cache has another size.
     Resized(crate::wire::engine::Resized),
+    /// It is known by how many threads steps are made best.
+    Measured(crate::wire::engine::Measured),
     /// Tokens.
     Step(crate::wire::engine::Step),
     /// Vectors of texts.
@@ -156,6 +160,11 @@ impl EngineHandle {
     /// Sets the engine's part of the operating point.
     pub(crate) async fn operate(&self, operate: Operate) -> bool {
         self.send(to_engine::Frame::Operate(operate)).await
+    }
+
+    /// Has a system prompt of the configuration kept.
+    pub(crate) async fn prefix(&self, prefix: Prefix) -> bool {
+        self.send(to_engine::Frame::Prefix(prefix)).await
     }
 
     /// Asks for the state; the engine makes no step any more, and answers with `Saved`.

@@ -383,6 +383,44 @@ proptest! {
 }
 
 #[test]
+fn system_prompts_have_a_name_of_their_own_and_a_text() {
+    let one = "[[system_prompt]]\nname = \"a-1\"\ntext = \"Be kind.\"\n";
+    let config = good(&format!("{one}[[system_prompt]]\nname = \"b\"\ntext = \"Be brief.\""));
+    let names: Vec<_> = config.engine.system_prompts.iter().map(|one| one.name.as_str()).collect();
+    assert_eq!(names, ["a-1", "b"]);
+    assert!(!format!("{config:?}").contains("kind"), "no text of a prompt where settings are shown");
+    let many: String = (0..17).map(|nth| one.replace("a-1", &format!("a{nth}"))).collect();
+    for (toml, expected) in [
+        (
+            format!("{one}{one}"),
+            "system_prompt.name: is \"a-1\", which another system prompt is called already (line 5)",
+        ),
+        (
+            "[[system_prompt]]\ntext = \"a\"".into(),
+            "system_prompt: needs a `name`, after which its image is called (line 1)",
+        ),
+        (
+            "[[system_prompt]]\nname = \"a\"".into(),
+            "system_prompt: needs a `text`, the system message as requests send it",
+        ),
+        (one.replace("a-1", "../a"), "system_prompt.name: is \"../a\", must be 1 to 64 of"),
+        (one.replace("Be kind.", ""), "system_prompt.text: has 0 bytes, must have 1 to 65536 (line 3)"),
+        (many, "system_prompt: is one too many, at most 16 are taken (line 49)"),
+        (
+            format!("{one}[engine]\nshare_prefix = \"client\""),
+            "system_prompt: is of use to nobody with engine.share_prefix",
+        ),
+        (
+            "system_prompt = 1".into(),
+            "system_prompt: must be sections, `[[system_prompt]]`, one for each system prompt",
+        ),
+    ] {
+        let found = errors(&toml);
+        assert!(found.iter().any(|error| error.contains(expected)), "{toml}: {found:?}");
+    }
+}
+
+#[test]
 fn adapters_have_a_name_of_their_own_a_file_and_a_scale() {
     let one = "[[adapter]]\nname = \"a-1\"\npath = \"a.gguf\"\n";
     let config = good(&format!("{one}scale = 1\n[[adapter]]\nname = \"b\"\npath = \"b.gguf\"\nscale = -0.25"));

@@ -10,6 +10,7 @@ use std::{
     fs::{self, File},
     io::{Read as _, Write as _},
     process::{Command, Stdio},
+    time::Duration,
 };
 
 use harness::{CONTEXT, Engine, greedy, hello, load, model, start};
@@ -429,6 +430,7 @@ fn an_idle_engine_needs_no_processor_and_its_threads_do_not_spin() {
     assert_eq!((ready.threads, ready.threads_batch), (2, 2));
     let prompt = engine.chat("Good day.");
     engine.answer(start(1, prompt, 2));
+    engine.until_measured();
     // Heartbeats come every five seconds while nothing runs.
     let beat = |engine: &mut Engine| while !matches!(engine.next(), from_engine::Frame::Heartbeat(_)) {};
     beat(&mut engine);
@@ -440,11 +442,54 @@ fn an_idle_engine_needs_no_processor_and_its_threads_do_not_spin() {
 
 #[test]
 fn threads_that_are_not_named_are_measured() {
-    let (engine, _, ready) = Engine::loaded_with(Load { threads: 0, threads_batch: 0, ..load(&model()) });
+    let (mut engine, _, ready) = Engine::loaded_with(Load { threads: 0, threads_batch: 0, ..load(&model()) });
     let all = u32::try_from(std::thread::available_parallelism().expect("known").get()).expect("few");
-    assert!((1..=ready.threads_batch).contains(&ready.threads) && ready.threads_batch <= all, "{ready:?}");
+    assert!(ready.threads == ready.threads_batch && (1..=all).contains(&ready.threads), "{ready:?}");
+    let measured = engine.until_measured();
+    assert!((1..=ready.threads).contains(&measured), "{measured} of {ready:?}");
     let said = engine.logs.iter().any(|log| log.level == "info" && log.message.contains("threads of a step"));
-    assert_eq!(said, ready.threads_batch > 1);
+    assert_eq!(said, measured != ready.threads);
+}
+
+/// Requests before, amid and behind the measuring: nothing of what is kept is lost by it, and no cell of its own is left.
+#[test]
+fn measuring_leaves_alone_what_is_kept_and_whoever_comes() {
+    for (flash_attention, batch_invariant) in [("on", false), ("off", false), ("on", true)] {
+        let gpu_layers = if batch_invariant { 0 } else { -1 };
+        let kv_type_v = if batch_invariant { "q8_0" } else { "f16" }.to_owned();
+        let load = Load {
+            threads: 0,
+            flash_attention: flash_attention.to_owned(),
+            batch_invariant,
+            gpu_layers,
+            kv_type_v,
+            ..load(&model())
+        };
+        let (mut engine, _, _) = Engine::loaded_with(load);
+        let prompt =
+            engine.chat("Name the colours of the rainbow, one after the other, and what each of them is like.");
+        let ask = |id| Start { scope: 7, digests: true, ..start(id, prompt.clone(), 12) };
+        let first = engine.answer(ask(1));
+        assert_eq!(first.cached, Some(0));
+        let mut id = 2;
+        let mut again = Vec::new();
+        while engine.measured.is_none() {
+            // Between two questions there is time for the first pieces, but not for all: the next one comes amid them.
+            std::thread::sleep(Duration::from_millis(540));
+            again.push(engine.answer(ask(id)));
+            id += 1;
+            if again.len() == 4 {
+                engine.until_measured();
+            }
+        }
+        again.push(engine.answer(ask(id)));
+        for answer in &again {
+            assert_eq!((answer.text(), answer.cached > Some(20)), (first.text(), true), "{flash_attention}");
+            assert!(!batch_invariant || answer.digests == first.digests);
+        }
+        let beat = engine.beat(|beat| beat.sequences == 0);
+        assert!(beat.cached_tokens <= beat.kept_cells, "{beat:?}");
+    }
 }
 
 #[test]

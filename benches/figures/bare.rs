@@ -12,8 +12,6 @@ use llama_cpp_2::{
     token::LlamaToken,
 };
 
-use crate::peer::CONTEXT;
-
 /// Runs until its input ends.
 pub fn run(path: &Path) -> Result<()> {
     let backend = LlamaBackend::init()?;
@@ -25,9 +23,10 @@ pub fn run(path: &Path) -> Result<()> {
         "off" => llama_cpp_sys_2::LLAMA_FLASH_ATTN_TYPE_DISABLED,
         _ => llama_cpp_sys_2::LLAMA_FLASH_ATTN_TYPE_AUTO,
     };
+    let cells = std::env::var("TEMPERD_BENCH_CONTEXT").context("TEMPERD_BENCH_CONTEXT")?.parse()?;
     let params = LlamaContextParams::default()
         .with_flash_attention_policy(attention)
-        .with_n_ctx(NonZeroU32::new(CONTEXT))
+        .with_n_ctx(NonZeroU32::new(cells))
         .with_n_batch(512)
         .with_n_ubatch(512)
         .with_n_threads(threads)

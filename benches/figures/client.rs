@@ -5,6 +5,7 @@ use std::{
     net::TcpStream,
     os::unix::net::UnixStream,
     path::PathBuf,
+    thread,
     time::{Duration, Instant},
 };
 
@@ -14,6 +15,9 @@ use serde_json::{Value, json};
 /// Tokens that end an answer, by id: those of the small model and of Mistral are among the first ones. With them out of
 /// the question, every answer has the length asked for.
 const END_TOKENS: u32 = 17;
+
+/// How long a model that nobody asks may stay.
+const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Where a server listens.
 #[derive(Debug, Clone)]
@@ -112,6 +116,18 @@ impl Endpoint {
         Ok(status["settings"]["flash_attention"].as_str().context("settings.flash_attention of the status")?.to_owned())
     }
 
+    /// Waits until temperd has unloaded its model.
+    pub fn until_unloaded(&self) -> Result<()> {
+        let began = Instant::now();
+        while json_of(self.send("GET /v1/status", "")?)?["model"]["state"] != "unloaded" {
+            if began.elapsed() > PATIENCE {
+                bail!("the model is not unloaded");
+            }
+            thread::sleep(Duration::from_millis(100));
+        }
+        Ok(())
+    }
+
     /// Tokens that temperd has drafted so far, and how many were right.
     pub fn drafted(&self) -> Result<(u64, u64)> {
         let mut text = String::new();
@@ -165,6 +181,14 @@ impl Endpoint {
             Some("length") => Ok(answer),
             other => bail!("the answer ended with {other:?} instead of \"length\": {odd}"),
         }
+    }
+
+    /// Tokens of this prompt.
+    pub fn prompt_tokens(&self, ask: &Ask) -> Result<u64> {
+        let (path, mut body) = self.body(ask, 1);
+        body["stream"] = json!(false);
+        let data = json_of(self.send(&format!("POST {path}"), &body.to_string())?)?;
+        data["usage"]["prompt_tokens"].as_u64().context("usage.prompt_tokens")
     }
 
     /// The best two tokens and their log probabilities at each place of a greedy answer in a chat.

@@ -8,6 +8,8 @@ use clap::Parser;
 
 mod bare;
 mod client;
+mod cold;
+mod image;
 mod memory;
 mod peer;
 mod plot;
@@ -41,7 +43,7 @@ struct Options {
     /// The file of Mistral's shape.
     #[arg(long, default_value = ".")]
     shape: PathBuf,
-    /// Only these rows: single, eight, long, rate, rewrite, turns, memory, shape.
+    /// Only these rows: cold, image, single, eight, long, rate, rewrite, turns, memory, shape.
     rows: Vec<String>,
 }
 
@@ -78,7 +80,9 @@ fn main() -> Result<()> {
         plots: plot::Plots::new(folder.clone()),
         rounds: options.rounds,
     };
-    let rows: [(&str, Row); 8] = [
+    let rows: [(&str, Row); 10] = [
+        ("cold", cold::cold),
+        ("image", image::image),
         ("single", streams::single),
         ("eight", together::eight),
         ("long", together::long_prompt),

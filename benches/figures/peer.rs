@@ -17,6 +17,8 @@ use crate::client::{Address, Endpoint};
 
 /// Context of every server here.
 pub const CONTEXT: u32 = 16384;
+/// The engine measures what steps cost as soon as nothing has run for half a second, which takes a second or two.
+const MEASURED: Duration = Duration::from_secs(4);
 /// How long a server may take to load a model.
 const PATIENCE: Duration = Duration::from_secs(300);
 
@@ -54,6 +56,14 @@ impl Drop for Server {
 impl Server {
     /// temperd as it is shipped, but for the context and `settings`, TOML lines of `[engine]`.
     pub fn temperd(model: &Path, settings: &str) -> Result<Self> {
+        let server = Self::start(model, settings, None)?;
+        // What it measures then would fall into somebody's turn.
+        thread::sleep(MEASURED);
+        Ok(server)
+    }
+
+    /// The same the moment it is ready, with a folder for what outlives it.
+    pub fn start(model: &Path, settings: &str, state: Option<&Path>) -> Result<Self> {
         let folder = tempfile::tempdir()?;
         let (config, socket) = (folder.path().join("config.toml"), folder.path().join("temperd.sock"));
         fs::write(&config, format!("[engine]\ncontext = {CONTEXT}\n{settings}\n[log]\nlevel = \"warn\"\n"))?;
@@ -64,6 +74,8 @@ impl Server {
             .arg(model)
             .arg("--socket")
             .arg(&socket)
+            .env_remove("STATE_DIRECTORY")
+            .envs(state.map(|state| ("STATE_DIRECTORY", state)))
             .stdout(Stdio::piped())
             .spawn()?;
         let mut line = String::new();
@@ -141,11 +153,17 @@ impl Drop for Bare {
 impl Bare {
     /// Loads the model there. `flash_attention` is "on", "off" or "auto".
     pub fn start(places: &Places, model: &Path, flash_attention: &str) -> Result<Self> {
+        Self::start_with(places, model, flash_attention, CONTEXT)
+    }
+
+    /// The same with a context of so many cells.
+    pub fn start_with(places: &Places, model: &Path, flash_attention: &str, cells: u32) -> Result<Self> {
         let mut child = Command::new(std::env::current_exe()?)
             .args(["--bench", "--bare"])
             .arg(model)
             .env("TEMPERD_BENCH_THREADS", places.threads.to_string())
             .env("TEMPERD_BENCH_FLASH_ATTENTION", flash_attention)
+            .env("TEMPERD_BENCH_CONTEXT", cells.to_string())
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .spawn()?;

@@ -9,8 +9,13 @@ use std::{collections::BTreeMap, fmt, ops::Range};
 use toml::de::{DeTable, DeValue};
 
 mod keys;
+mod values;
 
-pub use keys::{AdapterKeys, EngineKeys, File, GovernorKeys, LimitKeys, LogKeys, MqttKeys, SocketKeys, TelemetryKeys};
+pub use keys::{
+    AdapterKeys, EngineKeys, File, GovernorKeys, LimitKeys, LogKeys, MqttKeys, SocketKeys, SystemPromptKeys,
+    TelemetryKeys,
+};
+use values::FromToml;
 
 /// Where a value was written; begins every error about it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -94,18 +99,25 @@ pub(super) fn read(text: &str, errors: &mut Vec<String>) -> Option<(File, Vec<St
         }));
         return None;
     }
-    let mut reader =
-        Reader { sections: BTreeMap::new(), section: "", known: Vec::new(), found: Vec::new(), adapters: Vec::new() };
+    let mut reader = Reader {
+        sections: BTreeMap::new(),
+        section: "",
+        known: Vec::new(),
+        found: Vec::new(),
+        several: BTreeMap::new(),
+    };
     for (name, value) in document.into_inner() {
         let line = lines.of(&name.span());
         let name = name.into_inner().into_owned();
         let keys = match value.into_inner() {
-            DeValue::Table(table) if name != ADAPTER => written(table, &lines),
-            DeValue::Array(tables) if name == ADAPTER => {
+            DeValue::Table(table) if !SEVERAL.contains(&name.as_str()) => written(table, &lines),
+            DeValue::Array(tables) if SEVERAL.contains(&name.as_str()) => {
                 for table in tables {
                     let line = lines.of(&table.span());
                     match table.into_inner() {
-                        DeValue::Table(table) => reader.adapters.push((line, written(table, &lines))),
+                        DeValue::Table(table) => {
+                            reader.several.entry(name.clone()).or_default().push((line, written(table, &lines)));
+                        }
                         other => reader.stray(name.clone(), line, &other),
                     }
                 }
@@ -124,8 +136,10 @@ pub(super) fn read(text: &str, errors: &mut Vec<String>) -> Option<(File, Vec<St
 }
 
 const SECTIONS: [&str; 7] = ["engine", "socket", "mqtt", "limits", "governor", "telemetry", "log"];
-/// The section that may be there several times.
+/// The sections that may be there several times.
+const SEVERAL: [&str; 2] = [ADAPTER, SYSTEM_PROMPT];
 const ADAPTER: &str = "adapter";
+const SYSTEM_PROMPT: &str = "system_prompt";
 /// Sections of later versions.
 const LATER: [&str; 2] = ["http", "profile"];
 const NOT_YET: &str = "not available yet; leave it out";
@@ -148,8 +162,8 @@ struct Written<'i> {
 struct Reader<'i> {
     sections: BTreeMap<String, (usize, Keys<'i>)>,
     section: &'static str,
-    /// Each `[[adapter]]`, with its line.
-    adapters: Vec<(usize, Keys<'i>)>,
+    /// Each of those that may be there several times, with its line.
+    several: BTreeMap<String, Vec<(usize, Keys<'i>)>>,
     known: Vec<String>,
     /// Errors with their lines, to be sorted.
     found: Vec<(usize, String)>,
@@ -225,22 +239,33 @@ impl Reader<'_> {
         self.later("home_assistant");
         self.section = "log";
         let log = LogKeys { level: self.get("level"), format: self.get("format") };
-        File { engine, socket, mqtt, limits, governor, telemetry, log, adapters: self.adapters() }
+        let adapters = self.several(ADAPTER, &["name", "path", "scale"], |reader, line| AdapterKeys {
+            line,
+            name: reader.get("name"),
+            path: reader.get("path"),
+            scale: reader.get("scale"),
+        });
+        let system_prompts = self.several(SYSTEM_PROMPT, &["name", "text"], |reader, line| SystemPromptKeys {
+            line,
+            name: reader.get("name"),
+            text: reader.get("text"),
+        });
+        File { engine, socket, mqtt, limits, governor, telemetry, log, adapters, system_prompts }
     }
 
-    /// Each is read as if it were the only one.
-    fn adapters(&mut self) -> Vec<AdapterKeys> {
-        self.section = ADAPTER;
-        let adapters = std::mem::take(&mut self.adapters);
-        if adapters.is_empty() {
-            self.known.extend(["name", "path", "scale"].map(|key| format!("{ADAPTER}.{key}")));
+    /// Each section of this name, read as if it were the only one.
+    fn several<T>(&mut self, name: &'static str, keys: &[&str], one: impl Fn(&mut Self, usize) -> T) -> Vec<T> {
+        self.section = name;
+        let sections = self.several.remove(name).unwrap_or_default();
+        if sections.is_empty() {
+            self.known.extend(keys.iter().map(|key| format!("{name}.{key}")));
         }
         let mut read = Vec::new();
-        for (line, keys) in adapters {
-            self.sections.insert(ADAPTER.into(), (line, keys));
-            read.push(AdapterKeys { line, name: self.get("name"), path: self.get("path"), scale: self.get("scale") });
-            if let Some((_, rest)) = self.sections.remove(ADAPTER) {
-                self.unknown(ADAPTER, rest);
+        for (line, keys) in sections {
+            self.sections.insert(name.into(), (line, keys));
+            read.push(one(self, line));
+            if let Some((_, rest)) = self.sections.remove(name) {
+                self.unknown(name, rest);
             }
         }
         read
@@ -278,9 +303,10 @@ impl Reader<'_> {
         if SECTIONS.contains(&name.as_str()) {
             let message = format!("must be a section, `[{name}]`, is {}", article(value.type_str()));
             self.found.push((line, Place { name, line: Some(line) }.error(message)));
-        } else if name == ADAPTER {
+        } else if SEVERAL.contains(&name.as_str()) {
+            let what = name.replace('_', " ");
             let message =
-                format!("must be sections, `[[{name}]]`, one for each adapter, is {}", article(value.type_str()));
+                format!("must be sections, `[[{name}]]`, one for each {what}, is {}", article(value.type_str()));
             self.found.push((line, Place { name, line: Some(line) }.error(message)));
         } else {
             let keys = BTreeMap::new();
@@ -334,63 +360,6 @@ impl Reader<'_> {
             (None, None, "") => format!("; the sections are {}", SECTIONS.join(", ")),
             (None, None, _) => "; config.example.toml lists all keys".into(),
         }
-    }
-}
-
-trait FromToml: Sized {
-    /// What the value must be, for an error.
-    const EXPECTED: &'static str;
-    fn from_toml(value: &DeValue<'_>) -> Option<Self>;
-}
-
-impl FromToml for String {
-    const EXPECTED: &'static str = "a text in quotes";
-    fn from_toml(value: &DeValue<'_>) -> Option<Self> {
-        value.as_str().map(Self::from)
-    }
-}
-
-impl FromToml for i64 {
-    const EXPECTED: &'static str = "a whole number of at most 64 bits";
-    fn from_toml(value: &DeValue<'_>) -> Option<Self> {
-        let integer = value.as_integer()?;
-        Self::from_str_radix(integer.as_str(), integer.radix()).ok()
-    }
-}
-
-impl FromToml for Number {
-    const EXPECTED: &'static str = "a number";
-    fn from_toml(value: &DeValue<'_>) -> Option<Self> {
-        let text = value.as_float().map(|number| number.as_str().to_owned());
-        text.or_else(|| i64::from_toml(value).map(|number| number.to_string())).map(Self)
-    }
-}
-
-impl FromToml for bool {
-    const EXPECTED: &'static str = "true or false";
-    fn from_toml(value: &DeValue<'_>) -> Option<Self> {
-        value.as_bool()
-    }
-}
-
-impl FromToml for WordOrNumber {
-    const EXPECTED: &'static str = "a text in quotes or a whole number";
-    fn from_toml(value: &DeValue<'_>) -> Option<Self> {
-        String::from_toml(value).map(Self::Word).or_else(|| i64::from_toml(value).map(Self::Number))
-    }
-}
-
-impl FromToml for Vec<String> {
-    const EXPECTED: &'static str = "a list of texts in quotes";
-    fn from_toml(value: &DeValue<'_>) -> Option<Self> {
-        value.as_array()?.iter().map(|item| String::from_toml(item.get_ref())).collect()
-    }
-}
-
-impl FromToml for Vec<i64> {
-    const EXPECTED: &'static str = "a list of whole numbers";
-    fn from_toml(value: &DeValue<'_>) -> Option<Self> {
-        value.as_array()?.iter().map(|item| i64::from_toml(item.get_ref())).collect()
     }
 }
 

@@ -7,7 +7,7 @@ use super::*;
 const EXAMPLE: &str = include_str!("../../config.example.toml");
 
 /// Keys that have no default; the file says so of each.
-const WITHOUT_DEFAULT: [&str; 19] = [
+const WITHOUT_DEFAULT: [&str; 21] = [
     "engine.model",
     "engine.threads",
     "engine.threads_batch",
@@ -16,6 +16,8 @@ const WITHOUT_DEFAULT: [&str; 19] = [
     "engine.path",
     "adapter.name",
     "adapter.path",
+    "system_prompt.name",
+    "system_prompt.text",
     "socket.group",
     "socket.allow_uids",
     "mqtt.url",

@@ -14,6 +14,7 @@ use super::{
 mod adapters;
 mod governor;
 mod mqtt;
+mod prompts;
 
 /// Bytes of a socket's path: `sun_path` has 108, one of them for the terminator.
 const SOCKET_PATH_BYTES: usize = 107;
@@ -35,6 +36,7 @@ pub fn check(file: File, overrides: Overrides, machine: &Machine, errors: &mut V
         check.error(&place, "does not hold with adapters: leave out either this or every [[adapter]]");
     }
     let adapters = adapters::adapters(file.adapters, name.as_deref(), &mut check);
+    let system_prompts = prompts::system_prompts(file.system_prompts, engine.share_prefix, &mut check);
     let path = socket_path(file.socket.path.clone(), overrides.socket, machine, &mut check);
     let socket = socket(file.socket, &mut check);
     let node = mqtt::node(file.mqtt.node.clone().overridden(overrides.node, "--node"), machine, &mut check);
@@ -44,7 +46,7 @@ pub fn check(file: File, overrides: Overrides, machine: &Machine, errors: &mut V
     let telemetry = telemetry(file.telemetry, &mut check);
     let log = log(file.log, &mut check);
     Some(Config {
-        engine: Engine { model: model?, adapters, ..engine },
+        engine: Engine { model: model?, adapters, system_prompts, ..engine },
         socket: Socket { path: path?, ..socket },
         mqtt,
         node: node?,
@@ -136,6 +138,7 @@ fn engine(keys: EngineKeys, check: &mut Check<'_>) -> Engine {
         idle_unload: Option::from(check.number(keys.idle_unload_s, 1..=604_800))
             .map(|seconds: u32| Duration::from_secs(seconds.into())),
         adapters: Vec::new(),
+        system_prompts: Vec::new(),
         path: check.path(keys.path),
     }
 }

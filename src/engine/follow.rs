@@ -23,6 +23,7 @@ use super::{
     load::is_out_of_memory,
     operate::{Orders, Vitals},
     plan::{self, Change, Plan},
+    prefixes,
     process::EngineProcess,
     supervisor::End,
 };
@@ -133,7 +134,11 @@ impl Life<'_> {
     async fn frame(&mut self, frame: Option<Frame>) -> Option<End> {
         let event = match frame? {
             Frame::Vocabulary(vocabulary) => match Prompter::new(&vocabulary) {
-                Ok(prompter) => EngineEvent::Vocabulary(Arc::new(prompter)),
+                Ok(prompter) => {
+                    let prompter = Arc::new(prompter);
+                    prefixes::tell(&self.config.system_prompts, &prompter, self.handle);
+                    EngineEvent::Vocabulary(prompter)
+                }
                 Err(error) => return Some(End::Unusable(error.to_string())),
             },
             Frame::Ready(ready) => return self.ready(ready).await,
@@ -142,6 +147,7 @@ impl Life<'_> {
                 self.vitals.send_modify(|vitals| vitals.allocated_context = resized.allocated_context);
                 EngineEvent::Resized(resized)
             }
+            Frame::Measured(measured) => EngineEvent::Measured(measured),
             Frame::Step(step) => EngineEvent::Step(step),
             Frame::Embedded(embedded) => EngineEvent::Embedded(embedded),
             Frame::Tokenised(answer) => {

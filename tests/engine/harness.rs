@@ -13,8 +13,9 @@ use std::{
 use temperd::{
     engine::frames,
     wire::engine::{
-        Embedded, FromEngine, Heartbeat, Hello, Load, LoadFailed, Log, Operate, Ready, Sampling, Saved, Segment,
-        SequenceOutput, Start, Stop, ToEngine, TokenInfo, Tokenise, Tokenised, Vocabulary, from_engine, to_engine,
+        Embedded, FromEngine, Heartbeat, Hello, Load, LoadFailed, Log, Measured, Operate, Ready, Sampling, Saved,
+        Segment, SequenceOutput, Start, Stop, ToEngine, TokenInfo, Tokenise, Tokenised, Vocabulary, from_engine,
+        to_engine,
     },
 };
 
@@ -39,6 +40,7 @@ pub struct Engine {
     pub resized: usize,
     pub beats: Vec<Heartbeat>,
     pub saved: Option<Saved>,
+    pub measured: Option<Measured>,
 }
 
 /// What came of a sequence.
@@ -108,6 +110,7 @@ impl Engine {
             resized: 0,
             beats: Vec::new(),
             saved: None,
+            measured: None,
         };
         match engine.next() {
             from_engine::Frame::Hello(hello) => {
@@ -133,9 +136,12 @@ impl Engine {
         let invariant: &[(&str, &str)] = if load.batch_invariant { &[("GGML_CPU_TILED_MM", "0")] } else { &[] };
         let mut engine = Self::with_environment(&[environment, invariant].concat());
         engine.send(to_engine::Frame::Load(load));
-        let vocabulary = match engine.next_but_logs() {
-            from_engine::Frame::Vocabulary(vocabulary) => vocabulary,
-            other => panic!("before Vocabulary came {other:?}"),
+        let vocabulary = loop {
+            match engine.next_but_logs() {
+                from_engine::Frame::Vocabulary(vocabulary) => break vocabulary,
+                from_engine::Frame::Loading(_) => {}
+                other => panic!("before Vocabulary came {other:?}"),
+            }
         };
         let ready = loop {
             match engine.next_but_logs() {
@@ -185,7 +191,27 @@ impl Engine {
                 self.resized += 1;
             }
             from_engine::Frame::Saved(saved) => self.saved = Some(saved),
+            from_engine::Frame::Measured(measured) => self.measured = Some(measured),
             other => panic!("unexpected {other:?}"),
+        }
+    }
+
+    /// Reads until it is measured by how many threads steps of one row are made.
+    pub fn until_measured(&mut self) -> u32 {
+        while self.measured.is_none() {
+            self.read();
+        }
+        self.measured.map_or(0, |measured| measured.threads)
+    }
+
+    /// Reads until the log says so.
+    pub fn until_log(&mut self, words: &str) {
+        while !self.logs.iter().any(|log| log.message.contains(words)) {
+            match self.next() {
+                from_engine::Frame::Log(log) => self.logs.push(log),
+                from_engine::Frame::Heartbeat(beat) => self.beats.push(beat),
+                other => self.take(other),
+            }
         }
     }
 

@@ -32,7 +32,8 @@ fn with_one_thread(toml: &str) -> String {
 
 fn run(program: &Path) -> Command {
     let mut command = Command::new(program);
-    command.arg("run");
+    // Nothing outlives it where a test does not ask for that.
+    command.arg("run").env_remove("STATE_DIRECTORY");
     command
 }
 
@@ -69,7 +70,19 @@ impl Daemon {
         daemon
     }
 
-    /// The same without waiting.
+    /// As [`Self::ready`], with a folder for what outlives it.
+    pub async fn ready_with_state(state: &Path, toml: &str) -> Self {
+        let folder = tempfile::tempdir().expect("a folder");
+        let (socket, log) = (folder.path().join("temperd.sock"), folder.path().join("log"));
+        let mut command = run(env!("CARGO_BIN_EXE_temperd").as_ref());
+        command.env("STATE_DIRECTORY", state);
+        let mut daemon = Self::start_with(command, &model(), toml, folder, socket, log);
+        let line = daemon.line().await;
+        assert!(line.starts_with("temperd ready "), "{line}\n{}", daemon.log_text());
+        daemon
+    }
+
+    /// As [`Self::ready_on`] without waiting.
     pub fn start_on(board: &Path, toml: &str) -> Self {
         let folder = tempfile::tempdir().expect("a folder");
         let (socket, log) = (folder.path().join("temperd.sock"), folder.path().join("log"));

@@ -7,6 +7,7 @@ use llama_cpp_2::{SeqState, context::LlamaContext, model::LlamaModel};
 
 use crate::{contexts::Contexts, elastic, ledger::Ledger, load::Plan};
 
+mod image;
 mod park;
 mod state;
 
@@ -72,11 +73,38 @@ impl<'a> Cells<'a> {
         self.free.pop()
     }
 
+    /// How many there are of those.
+    pub fn free_slots(&self) -> usize {
+        self.free.len()
+    }
+
     /// Gives back a sequence id with all its cells, of which it has `count`.
     pub fn release(&mut self, slot: i32, count: usize) {
         self.remove(slot, 0, count);
         self.parked.remove(&slot);
         self.free.push(slot);
+    }
+
+    /// Gives back a sequence id that was of use for a moment, with cells that nobody was told of. They lie behind all that
+    /// were in use before, so that the order of these stays whole.
+    pub fn lend_back(&mut self, slot: i32) {
+        if let Err(error) = self.context_mut().kv_cache_seq_rm(slot, None, None) {
+            tracing::error!("cells of slot {slot} could not be removed: {error}");
+        }
+        self.free.push(slot);
+    }
+
+    /// Threads of steps of one row.
+    pub fn threads(&self) -> u32 {
+        self.contexts.threads
+    }
+
+    /// A context beside this one, for steps of one row by so many threads.
+    ///
+    /// # Errors
+    /// Why not.
+    pub fn small_context(&self, threads: usize) -> Result<LlamaContext<'a>, String> {
+        self.contexts.small(threads)
     }
 
     /// Notes that a step has filled `count` more cells of `slot`.

@@ -12,16 +12,18 @@ use temperd::{
 use crate::{answer::Taken, sequence::Sequence};
 
 /// The vocabulary as constraints see it, or why they cannot.
-pub struct Constraints(Result<Constrainer, String>);
-
-/// Constraints that are being prepared beside the reading of the weights.
-pub struct Preparing(JoinHandle<Result<Constrainer, String>>);
+pub enum Constraints {
+    /// It is being prepared, beside the reading of the weights: most requests do not need it.
+    Preparing(JoinHandle<Result<Constrainer, String>>),
+    /// It is there.
+    Prepared(Result<Constrainer, String>),
+}
 
 /// Prepares constraints for this vocabulary.
 ///
 /// # Errors
 /// No thread.
-pub fn prepare(model: &LlamaModel) -> Result<Preparing, String> {
+pub fn prepare(model: &LlamaModel) -> Result<Constraints, String> {
     let vocab = model.vocab();
     let mut ends = Vec::new();
     let tokens: Vec<Vec<u8>> = (vocab.tokens())
@@ -36,33 +38,47 @@ pub fn prepare(model: &LlamaModel) -> Result<Preparing, String> {
         })
         .collect();
     let preparing = thread::Builder::new().name("constraints".into()).spawn(move || Constrainer::new(&tokens, &ends));
-    preparing.map(Preparing).map_err(|error| format!("no thread to prepare constraints: {error}"))
-}
-
-impl Preparing {
-    /// Waits until they are there.
-    pub fn join(self) -> Constraints {
-        let prepared = self.0.join().unwrap_or_else(|_| Err("it failed".to_owned()));
-        if let Err(error) = &prepared {
-            tracing::warn!("this vocabulary takes no schemas and grammars: {error}");
-        }
-        Constraints(prepared)
-    }
+    preparing.map(Constraints::Preparing).map_err(|error| format!("no thread to prepare constraints: {error}"))
 }
 
 impl Constraints {
+    /// Whether nothing is prepared any more.
+    pub fn prepared(&self) -> bool {
+        match self {
+            Self::Preparing(thread) => thread.is_finished(),
+            Self::Prepared(_) => true,
+        }
+    }
+
+    /// Waits until it is there.
+    fn constrainer(&mut self) -> Result<&Constrainer, String> {
+        let failed = || Err("it failed".to_owned());
+        let prepared = match std::mem::replace(self, Self::Prepared(failed())) {
+            Self::Preparing(thread) => {
+                let prepared = thread.join().unwrap_or_else(|_| failed());
+                prepared.inspect_err(|error| tracing::warn!("this vocabulary takes no schemas and grammars: {error}"))
+            }
+            Self::Prepared(prepared) => prepared,
+        };
+        *self = Self::Prepared(prepared);
+        match self {
+            Self::Prepared(Ok(constrainer)) => Ok(constrainer),
+            Self::Prepared(Err(error)) => Err(format!("the vocabulary takes no constraints: {error}")),
+            Self::Preparing(_) => Err("the vocabulary is still prepared".to_owned()),
+        }
+    }
+
     /// The matcher of a sequence that is to be started; `None` where it may answer anything.
     ///
     /// # Errors
     /// Why its constraint cannot be compiled.
-    pub fn matcher(&self, start: &mut Start) -> Result<Option<Matcher>, String> {
+    pub fn matcher(&mut self, start: &mut Start) -> Result<Option<Matcher>, String> {
         let constraint = match (start.grammar.take(), start.json_schema.take()) {
             (None, None) => return Ok(None),
             (Some(grammar), _) => Constraint::Grammar(grammar),
             (None, Some(schema)) => Constraint::Schema(schema),
         };
-        let constrainer = self.0.as_ref().map_err(|error| format!("the vocabulary takes no constraints: {error}"))?;
-        constrainer.matcher(&constraint).map(Some)
+        self.constrainer()?.matcher(&constraint).map(Some)
     }
 }
 

@@ -1,7 +1,7 @@
 //! What a step costs on this machine with this model: seconds over its rows and over how many cells of the KV cache each
 //! of them looks at. Both bend very differently from machine to machine (eight rows may cost as much as one, or eight
-//! times as much; attention may be most of a step or next to nothing), so they are measured at load and kept up to date
-//! by every step. Pure; `measure.rs` does the measuring.
+//! times as much; attention may be most of a step or next to nothing), so they are measured once nothing runs (`measure`), assumed
+//! until then, and kept up to date by every step. Pure.
 
 /// Weight of a new reading: the last ten steps of a size count most. Where it is off by more than [`WRONG`], the curve is
 /// more likely wrong than the reading: sizes that were measured in a bad moment would be chosen again and again.
@@ -15,6 +15,14 @@ const STALL: f64 = std::f64::consts::LN_2;
 const PRESENT: f64 = 0.1;
 /// As slow or fast a machine may be thought to have become.
 const SLOWNESS: (f64, f64) = (0.05, 20.0);
+
+/// Bytes of weights that a machine reads in a second, rows of a step and what they cost in steps of one row, and what a cell
+/// costs a row: as they are on small machines, before anything was measured.
+const READ: f64 = 12e9;
+const ROWS: [(usize, f64); 4] = [(1, 1.0), (8, 4.0), (64, 20.0), (512, 120.0)];
+const CELL: f64 = 1e-4;
+/// Steps by which an assumed curve is corrected as a whole.
+const FIRST_STEPS: u32 = 5;
 
 /// From so many rows on, flash attention on a CPU goes tile by tile where K and V are of the same float type, several
 /// times faster a cell than row by row (ggml-cpu/ops.cpp, `use_tiled`).
@@ -42,6 +50,8 @@ pub struct Curve {
     per_output: f64,
     /// What all that is multiplied by at present.
     slowness: f64,
+    /// Steps that tell more than what is assumed: nothing was measured yet.
+    assumed: u32,
 }
 
 impl Curve {
@@ -51,7 +61,17 @@ impl Curve {
     /// More rows never cost less, which noise may suggest: such points are lifted.
     pub fn new(rows: Vec<(usize, f64)>, cells: Vec<(usize, f64)>, per_output: f64) -> Self {
         let per_output = if per_output.is_finite() { per_output.max(0.0) } else { 0.0 };
-        Self { rows: Line::new(rows, 1e-3), cells: Line::new(cells, 0.0), tiled: None, per_output, slowness: 1.0 }
+        let (rows, cells) = (Line::new(rows, 1e-3), Line::new(cells, 0.0));
+        Self { rows, cells, tiled: None, per_output, slowness: 1.0, assumed: 0 }
+    }
+
+    /// What can be assumed of a model of so many bytes before anything was measured. The first steps that are made correct it
+    /// at once.
+    pub fn assumed(bytes: u64) -> Self {
+        let row = bytes.max(1) as f64 / READ;
+        let rows = ROWS.iter().map(|(rows, cost)| (*rows, row * cost)).collect();
+        let cells = ROWS.iter().map(|(rows, _)| (*rows, row * CELL * *rows as f64)).collect();
+        Self { assumed: FIRST_STEPS, ..Self::new(rows, cells, 0.0) }
     }
 
     /// Seconds of a step. Between the points it is a straight line, beyond the last one it goes on at the last point's
@@ -59,6 +79,12 @@ impl Curve {
     pub fn seconds(&self, size: Size) -> f64 {
         let outputs = self.per_output * size.outputs as f64;
         self.slowness * (self.rows.at(size.rows) + self.cells_at(size.rows) * size.depth + outputs)
+    }
+
+    fn rescale(&mut self, factor: f64) {
+        for point in self.rows.0.iter_mut().chain(&mut self.cells.0) {
+            point.1 *= factor;
+        }
     }
 
     fn cells_at(&self, rows: usize) -> f64 {
@@ -105,6 +131,16 @@ impl Curve {
     pub fn observe(&mut self, size: Size, seconds: f64) {
         let expected = self.seconds(size);
         if size.rows == 0 || !seconds.is_finite() || seconds <= 0.0 || expected <= 0.0 {
+            return;
+        }
+        if self.assumed > 0 {
+            self.assumed -= 1;
+            match FIRST_STEPS - self.assumed {
+                // It also reads weights from a disk, and touches memory for the first time.
+                1 => {}
+                2 => self.rescale(seconds / expected),
+                _ => self.rescale((seconds / expected).sqrt()),
+            }
             return;
         }
         let error = (seconds / expected).ln().clamp(-STALL, STALL);
@@ -264,6 +300,28 @@ mod tests {
     }
 
     #[test]
+    fn an_assumed_curve_is_right_after_a_few_steps_but_for_the_first() {
+        for (bytes, row) in [(100 << 20, 0.5), (3 << 30, 0.02)] {
+            let mut curve = Curve::assumed(bytes);
+            let shape = curve.clone();
+            let truth = |size: Size| shape.seconds(size) / shape.seconds(size_of_one()) * row;
+            curve.observe(size(8, 0, 0.0), 60.0);
+            assert_eq!(curve.seconds(size_of_one()), shape.seconds(size_of_one()));
+            for rows in [8, 4, 8, 1] {
+                curve.observe(size(rows, 0, 100.0), truth(size(rows, 0, 100.0)));
+            }
+            for rows in [1, 64] {
+                let off = curve.seconds(size(rows, 0, 100.0)) / truth(size(rows, 0, 100.0));
+                assert!((0.8..1.25).contains(&off), "{rows}: {off}");
+            }
+        }
+    }
+
+    fn size_of_one() -> Size {
+        size(1, 0, 0.0)
+    }
+
+    #[test]
     fn what_was_measured_in_a_bad_moment_is_corrected_within_a_few_steps() {
         let truth = |rows: usize| 0.01 * rows as f64;
         // One row took as long as sixteen.
@@ -281,9 +339,9 @@ mod tests {
             points in prop::collection::vec((1usize..600, 1e-4f64..5.0), 0..8),
             cells in prop::collection::vec((1usize..600, 1e-7f64..1e-3), 0..3),
             seen in prop::collection::vec((1usize..600, 0.0f64..9000.0, 1e-4f64..5.0), 0..40),
-            a in 1usize..700, b in 1usize..700, budget in 0.0f64..3.0, depth in 0.0f64..9000.0,
+            assumed: bool, a in 1usize..700, b in 1usize..700, budget in 0.0f64..3.0, depth in 0.0f64..9000.0,
         ) {
-            let mut curve = Curve::new(points, cells, 1e-4);
+            let mut curve = if assumed { Curve::assumed(1 << 28) } else { Curve::new(points, cells, 1e-4) };
             for (rows, depth, seconds) in seen {
                 curve.observe(size(rows, 1, depth), seconds);
             }

@@ -6,7 +6,7 @@ use std::time::Instant;
 use llama_cpp_2::{llama_batch::LlamaBatch, token::data_array::LlamaTokenDataArray, vocab::LlamaVocab};
 use temperd::wire::engine::{SequenceOutput, Start, Step, from_engine::Frame};
 
-use self::{operate::Limits, room::Decoded};
+use self::{images::Images, operate::Limits, room::Decoded};
 use crate::{
     adapters::{self, Group, Member, Turns},
     answer::finished,
@@ -14,16 +14,20 @@ use crate::{
     cells::Cells,
     constraint::Constraints,
     curve::{Curve, Size},
+    handover::Identity,
     heap,
     link::Link,
     load::Plan,
     lora::Adapters,
+    measure::Measuring,
     prefix,
     sequence::Sequence,
 };
 
 mod compose;
+mod images;
 mod leave;
+mod measuring;
 mod operate;
 mod parking;
 mod room;
@@ -42,6 +46,10 @@ pub struct Decoder<'a> {
     constraints: Constraints,
     plan: Plan,
     curve: Curve,
+    /// What is to be measured still.
+    measuring: Option<Measuring<'a>>,
+    /// System prompts of the configuration.
+    images: Images,
     adapters: Adapters,
     turns: Turns,
     /// Whose adapter is applied to the context.
@@ -76,25 +84,28 @@ pub struct Decoder<'a> {
 }
 
 impl<'a> Decoder<'a> {
-    /// A decoder that goes by this plan.
+    /// A decoder that goes by this plan. `counts` are those of threads to choose from.
     pub fn new(
         cells: Cells<'a>,
-        (plan, curve): (Plan, Curve),
+        (plan, counts, images): (Plan, Vec<usize>, Identity),
         (adapters, constraints): (Adapters, Constraints),
         link: &'a Link,
     ) -> Self {
         // A larger context may have larger batches than the first one.
         let batch = LlamaBatch::new(plan.n_batch, 1);
+        let model = cells.model();
         Self {
             link,
-            vocab: cells.model().vocab(),
+            vocab: model.vocab(),
             limits: Limits::none(cells.most()),
             unsettled: false,
             left: false,
             cells,
             constraints,
             plan,
-            curve,
+            curve: Curve::assumed(model.size()),
+            measuring: Some(Measuring::new(model, counts, plan.keeps_cells, plan.n_batch)),
+            images: Images::new(images),
             adapters,
             turns: Turns::new(),
             group: adapters::NONE,

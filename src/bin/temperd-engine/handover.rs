@@ -9,11 +9,16 @@
 //! What is found there is not trusted: the memfd has to be sealed, the digest right, the table of the same build, model and
 //! settings and without contradictions. Else the engine begins with an empty cache.
 
-use std::{cell::RefCell, fs::File, os::fd::FromRawFd as _};
+use std::{
+    fs::File,
+    os::fd::FromRawFd as _,
+    sync::{Mutex, PoisonError},
+};
 
 use crate::{cells::Cells, prefix::Kept};
 
 mod identity;
+pub mod image;
 mod memory;
 mod table;
 
@@ -21,20 +26,25 @@ pub use identity::Identity;
 
 /// The memfds of the daemon, by the environment.
 pub struct Handover {
-    save: RefCell<Option<File>>,
-    restore: RefCell<Option<File>>,
+    save: Mutex<Option<File>>,
+    restore: Mutex<Option<File>>,
+}
+
+/// Takes it out.
+fn take(file: &Mutex<Option<File>>) -> Option<File> {
+    file.lock().unwrap_or_else(PoisonError::into_inner).take()
 }
 
 impl Handover {
     /// The descriptors that the daemon names. To be called first, before any file is opened under the same number.
     pub fn from_environment() -> Self {
-        Self { save: RefCell::new(file("TEMPERD_SAVE_FD")), restore: RefCell::new(file("TEMPERD_RESTORE_FD")) }
+        Self { save: Mutex::new(file("TEMPERD_SAVE_FD")), restore: Mutex::new(file("TEMPERD_RESTORE_FD")) }
     }
 
     /// Fills the empty cells with what an engine before has left, if it fits, and says whose they are. The memfd is closed in
     /// any case: what is in it is memory.
     pub fn enter(&self, wanted: bool, identity: &Identity, cells: &mut Cells<'_>) -> Vec<Kept> {
-        let file = self.restore.take();
+        let file = take(&self.restore);
         if !wanted {
             return Vec::new();
         }
@@ -75,7 +85,7 @@ impl<'a> Leaving<'a> {
     /// # Errors
     /// Why nothing was written.
     pub fn save(&self, cells: &mut Cells<'_>, owned: &[Kept]) -> Result<u64, String> {
-        let file = self.handover.save.take().ok_or("TEMPERD_SAVE_FD names no memfd")?;
+        let file = take(&self.handover.save).ok_or("TEMPERD_SAVE_FD names no memfd")?;
         let sequences = owned.iter().map(|kept| table::sequence(kept, cells.names(kept.slot)));
         let table = table::encode(&self.identity, sequences.collect());
         let state = cells.state_bytes()?;

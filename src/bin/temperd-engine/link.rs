@@ -11,7 +11,9 @@ use std::{
 
 use temperd::{
     engine::frames,
-    wire::engine::{Embed, FromEngine, Hello, Load, Log, Operate, Start, ToEngine, Tokenised, from_engine, to_engine},
+    wire::engine::{
+        Embed, FromEngine, Hello, Load, Log, Operate, Prefix, Start, ToEngine, Tokenised, from_engine, to_engine,
+    },
 };
 
 use crate::vocabulary::Job;
@@ -30,6 +32,8 @@ pub enum Command {
     Operate(Operate),
     /// Leave the KV cache to another engine.
     Save,
+    /// Keep this system prompt.
+    Prefix(Prefix),
 }
 
 /// The writing half.
@@ -96,6 +100,7 @@ pub fn read(socket: UnixStream, link: &Link, owner: &SyncSender<Command>, tokeni
                 continue;
             }
             Ok(Some(to_engine::Frame::Operate(operate))) => Command::Operate(operate),
+            Ok(Some(to_engine::Frame::Prefix(prefix))) => Command::Prefix(prefix),
             Ok(Some(to_engine::Frame::Save(_))) => Command::Save,
             Ok(Some(to_engine::Frame::Hello(_))) => continue,
             Ok(None) => leave(),

@@ -1,4 +1,4 @@
-//! From a Load frame to weights and a context that has decoded once.
+//! From a Load frame to weights and a context.
 
 use std::{fs::File, io::Read, num::NonZeroU32, path::Path, sync::Arc};
 
@@ -13,9 +13,7 @@ use llama_cpp_2::{
 };
 use temperd::wire::engine::{Load, Loading, from_engine::Frame};
 
-use crate::{
-    able, contexts::Contexts, curve::Curve, elastic, gpu, invariance, link::Link, log::Errors, measure, threads,
-};
+use crate::{able, contexts::Contexts, elastic, gpu, invariance, link::Link, log::Errors, measure, threads};
 
 /// Most sequences of one context (llama.cpp's `LLAMA_MAX_SEQ`).
 const MAX_SEQUENCES: u32 = 256;
@@ -56,7 +54,6 @@ pub fn weights(backend: &LlamaBackend, errors: &Errors, link: Arc<Link>, load: &
         }
         true
     });
-    errors.clear();
     LlamaModel::load_from_file(backend, &load.model, &params).map_err(|error| errors.reason(&error.to_string()))
 }
 
@@ -162,39 +159,20 @@ fn batch_invariant(load: &Load, keeps_cells: bool, window: Option<usize>) -> Res
     Ok(())
 }
 
-/// The Load with a number of threads where it names none: measured for steps of one row; for those of many rows, which
-/// are bound by computation, a thread for each strong core.
-///
-/// # Errors
-/// Why not.
-pub fn with_threads(
-    backend: &LlamaBackend,
-    errors: &Errors,
-    model: &LlamaModel,
-    mut load: Load,
-) -> Result<Load, String> {
+/// The Load with a thread for each strong core where it names no number, and the counts to choose from for steps of one row,
+/// which are measured later: memory bounds those, and fewer threads may do. Steps of many rows are bound by computation.
+pub fn with_threads(mut load: Load) -> (Load, Vec<usize>) {
     let (cpus, quota) = threads::cpus();
     let counts = threads::candidates(&cpus, quota);
-    let all = counts.first().copied().unwrap_or(1);
-    let narrow = |count: usize| u32::try_from(count).unwrap_or(u32::MAX);
-    if load.threads == 0 && counts.len() > 1 {
-        errors.clear();
-        let with = |count| Ok(params(&load, 1)?.with_n_threads(count).with_n_threads_batch(count));
-        let best = measure::threads(backend, model, &counts, with)
-            .map_err(|error| format!("a first step: {}", errors.reason(&error)))?;
-        load.threads = narrow(best.unwrap_or(all));
-        tracing::info!("threads of a step: {} of {counts:?}", load.threads);
-    } else if load.threads == 0 {
-        load.threads = narrow(all);
-    }
-    if load.threads_batch == 0 {
-        load.threads_batch = narrow(all);
-    }
-    Ok(load)
+    let all = u32::try_from(counts.first().copied().unwrap_or(1)).unwrap_or(u32::MAX);
+    let named = load.threads > 0;
+    load.threads = if named { load.threads } else { all };
+    load.threads_batch = if load.threads_batch > 0 { load.threads_batch } else { all };
+    (load, if named { Vec::new() } else { counts })
 }
 
-/// Creates the first context, decodes once, so that the first request pays for no first touch of memory, and measures
-/// steps. A cache whose cells cannot be moved has all its cells at once.
+/// Creates the first context. One with layers on a GPU decodes once: whether its buffers are there is known then, and not
+/// before. Else nothing is read that nobody has asked for. A cache whose cells cannot be moved has all its cells at once.
 ///
 /// # Errors
 /// Why not.
@@ -202,7 +180,8 @@ pub fn context<'model>(
     contexts: &Contexts<'model>,
     load: &Load,
     plan: &Plan,
-) -> Result<(LlamaContext<'model>, Curve), String> {
+    on_gpu: bool,
+) -> Result<LlamaContext<'model>, String> {
     let most = contexts.most();
     if plan.elastic {
         // The first context is smaller than the one that was asked for, and would hide what cannot be.
@@ -216,14 +195,14 @@ pub fn context<'model>(
         return Err(format!("n_batch {batch} is less than parallel {parallel}: each sequence needs a row of a step"));
     }
     let model = contexts.model();
-    let warmed = warm_up(model, &mut context)
-        .and_then(|()| measure::measure(&mut context, measure::first_token(model), plan.keeps_cells));
-    let curve = warmed.map_err(|error| format!("first decode: {}", contexts.reason(&error)))?;
+    if on_gpu {
+        warm_up(model, &mut context).map_err(|error| format!("first decode: {}", contexts.reason(&error)))?;
+    }
     if plan.batch_invariant {
         invariance::check(&mut context, model)?;
     }
     context.reset_timings();
-    Ok((context, curve))
+    Ok(context)
 }
 
 /// A cache that grows must not be promised where it could never be: larger than all memory there is. How much of that is

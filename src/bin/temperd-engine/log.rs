@@ -53,7 +53,8 @@ impl Errors {
 
     fn keep(&self, line: &str) {
         let mut lines = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if lines.len() < KEPT {
+        // The vocabulary is read beside the weights, and meets the same fault.
+        if lines.len() < KEPT && !lines.iter().any(|kept| kept == line) {
             lines.push(line.to_owned());
         }
     }

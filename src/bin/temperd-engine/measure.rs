@@ -1,176 +1,142 @@
-//! Measures at load what a step costs, for [`Curve`], and by how many threads it is done best.
+//! Measures what a step costs, for [`Curve`](crate::curve::Curve), and by how many threads it is done best, while nothing
+//! runs. It uses cells and sequence ids that nobody has, behind all that are in use, and gives them back: what is kept stays
+//! as it is, and where it lies.
 
-use std::{
-    num::NonZeroU32,
-    time::{Duration, Instant},
-};
+use std::time::Instant;
 
 use llama_cpp_2::{
-    LlamaStateSeqFlags,
-    context::{LlamaContext, params::LlamaContextParams},
-    llama_backend::LlamaBackend,
-    llama_batch::LlamaBatch,
-    model::LlamaModel,
-    token::LlamaToken,
+    LlamaStateSeqFlags, context::LlamaContext, llama_batch::LlamaBatch, model::LlamaModel, token::LlamaToken,
 };
 
-use crate::{curve::Curve, threads};
+pub use self::agenda::Found;
+use self::agenda::{Agenda, Piece, Taken};
+use crate::{cells::Cells, threads};
 
-/// No new size is begun after this long: a large model on a small machine takes seconds for one step of many rows,
-/// which its first prompts measure as well.
-const ENOUGH: Duration = Duration::from_millis(400);
-/// Rows of the step by which the cost of outputs is measured.
-const OUTPUTS: usize = 8;
-/// Counts of threads are tried for so long, from the end of the first step on, which reads the weights from disk. A model
-/// whose single step takes longer is bound by its size, and gets a thread for each strong core.
-const THREADS: Duration = Duration::from_millis(200);
-/// Steps by which one count of threads is measured, and how long at most.
-const STEPS: u32 = 12;
-const ONE_COUNT: Duration = Duration::from_millis(60);
-/// The least of so many steps of a size counts: whatever disturbs makes it longer.
-const TRIES: usize = 2;
+mod agenda;
 
-/// Cells that rows look at where the cost of a cell is measured, and rows of those steps.
-const DEEP: usize = 1024;
-const DEEP_ROWS: [usize; 2] = [1, 8];
-
-/// Fills and empties the KV cache of `context`, which nobody uses yet. The cost of cells is measured where they can be
-/// copied (`keeps_cells`).
-///
-/// # Errors
-/// A step that fails.
-pub fn measure(context: &mut LlamaContext<'_>, token: LlamaToken, keeps_cells: bool) -> Result<Curve, String> {
-    let began = Instant::now();
-    let most = (context.n_ubatch() as usize).min(context.n_ctx() as usize / 2).max(1);
-    let mut batch = LlamaBatch::new(most, 1);
-    let mut points = Vec::new();
-    let mut rows = 1;
-    let mut per_output = 0.0;
-    while rows <= most && began.elapsed() < ENOUGH {
-        let seconds = best(context, &mut batch, (token, 0), rows, 1)?;
-        if rows == OUTPUTS {
-            let all = best(context, &mut batch, (token, 0), rows, OUTPUTS)?;
-            per_output = (all - seconds).max(0.0) / (OUTPUTS - 1) as f64;
-        }
-        points.push((rows, seconds));
-        rows *= 2;
-    }
-    let cells = if keeps_cells { cells(context, &mut batch, token, &points) } else { Ok(Vec::new()) };
-    let cells = cells.unwrap_or_else(|error| {
-        // Steps will show it; no reason not to load.
-        tracing::warn!("what cells cost could not be measured: {error}");
-        Vec::new()
-    });
-    context.clear_kv_cache();
-    let alone = points.into_iter().map(|(rows, seconds)| (rows, (seconds - per_output).max(seconds / 10.0))).collect();
-    Ok(Curve::new(alone, cells, per_output))
+/// Measurements under way.
+pub struct Measuring<'a> {
+    agenda: Agenda,
+    token: LlamaToken,
+    batch: LlamaBatch<'static>,
+    /// The context in which a count of threads is tried.
+    alone: Option<(usize, LlamaContext<'a>)>,
+    /// A sequence id, and the tokens that were read into its cells.
+    own: Option<(i32, usize)>,
 }
 
-/// Rows, and seconds that one cell more in the way of each of them adds to their step. `shallow` is what steps take in an
-/// empty cache. Cells are filled by copies: reading as many tokens would take long.
-fn cells(
-    context: &mut LlamaContext<'_>,
-    batch: &mut LlamaBatch<'_>,
-    token: LlamaToken,
-    shallow: &[(usize, f64)],
-) -> Result<Vec<(usize, f64)>, String> {
-    let began = Instant::now();
-    let read = shallow.last().map_or(1, |point| point.0);
-    let filled = deepen(context, batch, token, read, DEEP.min(context.n_ctx() as usize / 2))?;
-    let mut found = Vec::new();
-    for rows in DEEP_ROWS {
-        let Some(&(_, alone)) = shallow.iter().find(|point| point.0 == rows) else { break };
-        if began.elapsed() + Duration::from_secs_f64(alone) >= ENOUGH {
-            break;
+impl<'a> Measuring<'a> {
+    /// Nothing is known yet. `counts` are those of threads to choose from.
+    pub fn new(model: &LlamaModel, counts: Vec<usize>, keeps_cells: bool, n_batch: usize) -> Self {
+        Self {
+            agenda: Agenda::new(counts, keeps_cells),
+            token: first_token(model),
+            batch: LlamaBatch::new(n_batch.max(1), 1),
+            alone: None,
+            own: None,
         }
-        let seconds = best(context, batch, (token, read), rows, 1)?;
-        found.push((rows, (seconds - alone).max(0.0) / filled as f64));
     }
-    Ok(found)
+
+    /// Does the next piece. Not to be called while anything runs. What was found comes at the end of a phase.
+    ///
+    /// # Errors
+    /// A step that fails; nothing more is to be measured then.
+    pub fn piece(&mut self, cells: &mut Cells<'a>) -> Result<Option<Found>, String> {
+        let rows = cells.context().n_ubatch().min(cells.context().n_batch()) as usize;
+        // Behind what is filled there is room for a step still.
+        let most = (cells.allocated() as usize / 2).min(cells.spare().saturating_sub(agenda::LEAST));
+        let Some(piece) = self.agenda.next(rows, most) else {
+            self.give_back(cells);
+            return Ok(Some(Found::Curve(self.agenda.curve())));
+        };
+        let before = threads::interruptions();
+        let (seconds, filled) = match piece {
+            Piece::Alone { threads } => (self.alone(cells, threads)?, 0),
+            Piece::Step { rows, outputs, .. } => {
+                let (slot, held) = self.own(cells)?;
+                (step(cells.context_mut(), &mut self.batch, (self.token, held, slot), rows, outputs)?, 0)
+            }
+            Piece::Fill { read, most } => {
+                let (slot, _) = self.own(cells)?;
+                let through = cells.slot().ok_or("no second sequence id is free")?;
+                let began = Instant::now();
+                let filled = fill_cells(cells.context_mut(), &mut self.batch, (self.token, slot, through), read, most);
+                self.own = Some((slot, read));
+                cells.lend_back(through);
+                (began.elapsed().as_secs_f64(), filled?)
+            }
+        };
+        let disturbed = threads::interruptions() != before;
+        let found = self.agenda.took(Taken { seconds, disturbed, filled });
+        if found.is_some() {
+            self.alone = None;
+        }
+        Ok(found)
+    }
+
+    /// Whether there is room for it now.
+    pub fn fits(cells: &Cells<'_>) -> bool {
+        cells.spare() >= 2 * agenda::LEAST
+    }
+
+    /// Leaves cells, sequence ids and memory to others.
+    pub fn interrupt(&mut self, cells: &mut Cells<'a>) {
+        self.give_back(cells);
+        self.agenda.interrupted();
+    }
+
+    fn give_back(&mut self, cells: &mut Cells<'a>) {
+        self.alone = None;
+        if let Some((slot, _)) = self.own.take() {
+            cells.lend_back(slot);
+        }
+    }
+
+    /// A sequence id without cells, at first.
+    fn own(&mut self, cells: &mut Cells<'a>) -> Result<(i32, usize), String> {
+        if self.own.is_none() {
+            self.own = Some((cells.slot().ok_or("no sequence id is free")?, 0));
+        }
+        self.own.ok_or_else(|| "it was just taken".to_owned())
+    }
+
+    /// Sequence ids that the next piece may take.
+    pub fn slots(&self) -> usize {
+        if self.own.is_some() { 1 } else { 2 }
+    }
+
+    /// The crate sets the threads of a context when it is made only, so each count has a small one of its own.
+    fn alone(&mut self, cells: &Cells<'a>, threads: usize) -> Result<f64, String> {
+        if self.alone.as_ref().is_none_or(|(count, _)| *count != threads) {
+            // The one before first: both would take memory.
+            self.alone = None;
+            self.alone = Some((threads, cells.small_context(threads)?));
+        }
+        let (_, context) = self.alone.as_mut().ok_or("it was just made")?;
+        step(context, &mut self.batch, (self.token, 0, 0), 1, 1)
+    }
 }
 
-/// Reads `read` tokens and fills up to `most` cells with copies of theirs: reading as many would take long. Returns how many
-/// are filled.
-///
-/// # Errors
-/// A step or a copy that fails.
-fn deepen(
+/// Reads `read` tokens and fills up to `most` cells with copies of theirs, through another sequence, since a state takes the
+/// place of all that its sequence holds. Returns how many are filled.
+fn fill_cells(
     context: &mut LlamaContext<'_>,
     batch: &mut LlamaBatch<'_>,
-    token: LlamaToken,
+    (token, slot, through): (LlamaToken, i32, i32),
     read: usize,
     most: usize,
 ) -> Result<usize, String> {
-    fill(batch, (token, 0), read, 1)?;
+    fill(batch, (token, 0, slot), read, 1)?;
     context.decode(batch).map_err(|error| error.to_string())?;
-    let state = context.state_seq_get(0, LlamaStateSeqFlags::empty()).map_err(|error| error.to_string())?;
+    let state = context.state_seq_get(slot, LlamaStateSeqFlags::empty()).map_err(|error| error.to_string())?;
     let mut filled = read;
     while filled + read <= most {
-        // Through another sequence, since a state takes the place of all that its sequence holds.
-        context.state_seq_set(&state, 1).map_err(|error| error.to_string())?;
-        context.kv_cache_seq_cp(1, 0, None, None).map_err(|error| error.to_string())?;
-        context.kv_cache_seq_rm(1, None, None).map_err(|error| error.to_string())?;
+        context.state_seq_set(&state, through).map_err(|error| error.to_string())?;
+        context.kv_cache_seq_cp(through, slot, None, None).map_err(|error| error.to_string())?;
+        context.kv_cache_seq_rm(through, None, None).map_err(|error| error.to_string())?;
         filled += read;
     }
     Ok(filled)
-}
-
-/// The least of some tries of [`step`].
-fn best(
-    context: &mut LlamaContext<'_>,
-    batch: &mut LlamaBatch<'_>,
-    (token, from): (LlamaToken, usize),
-    rows: usize,
-    outputs: usize,
-) -> Result<f64, String> {
-    let mut least = f64::INFINITY;
-    for _ in 0..TRIES {
-        least = least.min(step(context, batch, (token, from), rows, outputs)?);
-    }
-    Ok(least)
-}
-
-/// Threads of a step of one row: the fewest of `counts` that reach the best speed; all of them where other programs had the
-/// cores meanwhile. The crate sets the threads of a context when it is made only, so each count has a small one of its own,
-/// by `params`.
-///
-/// # Errors
-/// A context that cannot be made, or a step that fails.
-pub fn threads(
-    backend: &LlamaBackend,
-    model: &LlamaModel,
-    counts: &[usize],
-    params: impl Fn(i32) -> Result<LlamaContextParams, String>,
-) -> Result<Option<usize>, String> {
-    let token = first_token(model);
-    let mut batch = LlamaBatch::new(1, 1);
-    let mut began = None;
-    let mut measured = Vec::new();
-    for count in counts {
-        if began.is_some_and(|began: Instant| began.elapsed() >= THREADS) {
-            break;
-        }
-        let params = params(i32::try_from(*count).unwrap_or(i32::MAX))?;
-        let params = params.with_n_ctx(NonZeroU32::new(256)).with_n_batch(1).with_n_ubatch(1);
-        let mut context = model.new_context(backend, params).map_err(|error| error.to_string())?;
-        // The first one starts the threads.
-        step(&mut context, &mut batch, (token, 0), 1, 1)?;
-        let from = Instant::now();
-        began.get_or_insert(from);
-        let mut least = None;
-        for _ in 0..STEPS {
-            let before = threads::interruptions();
-            let seconds = step(&mut context, &mut batch, (token, 0), 1, 1)?;
-            if threads::interruptions() == before {
-                least = Some(least.map_or(seconds, |least: f64| least.min(seconds)));
-            }
-            if from.elapsed() >= ONE_COUNT {
-                break;
-            }
-        }
-        measured.push((*count, least));
-    }
-    Ok(threads::choose(&measured))
 }
 
 /// A token that every text may begin with.
@@ -179,41 +145,35 @@ pub fn first_token(model: &LlamaModel) -> LlamaToken {
     if bos.0 >= 0 { bos } else { LlamaToken(0) }
 }
 
-/// Seconds of a step of `rows` rows, which are taken out again, of a token from a position on.
-///
-/// # Errors
-/// A step that fails.
+/// Seconds of a step of `rows` rows, which are taken out again, of a token from a position of a sequence on.
 fn step(
     context: &mut LlamaContext<'_>,
     batch: &mut LlamaBatch<'_>,
-    (token, from): (LlamaToken, usize),
+    (token, from, slot): (LlamaToken, usize, i32),
     rows: usize,
     outputs: usize,
 ) -> Result<f64, String> {
-    fill(batch, (token, from), rows, outputs)?;
+    fill(batch, (token, from, slot), rows, outputs)?;
     let began = Instant::now();
     context.decode(batch).map_err(|error| error.to_string())?;
     context.synchronize();
     let seconds = began.elapsed().as_secs_f64();
-    if from == 0 {
-        context.clear_kv_cache();
-    } else {
-        let from = u32::try_from(from).map_err(|error| error.to_string())?;
-        context.kv_cache_seq_rm(0, Some(from), None).map_err(|error| error.to_string())?;
-    }
+    // A recurrent state can only be removed as a whole.
+    let from = if from == 0 { None } else { Some(u32::try_from(from).map_err(|error| error.to_string())?) };
+    context.kv_cache_seq_rm(slot, from, None).map_err(|error| error.to_string())?;
     Ok(seconds)
 }
 
 fn fill(
     batch: &mut LlamaBatch<'_>,
-    (token, from): (LlamaToken, usize),
+    (token, from, slot): (LlamaToken, usize, i32),
     rows: usize,
     outputs: usize,
 ) -> Result<(), String> {
     batch.clear();
     for row in 0..rows {
         let position = i32::try_from(from + row).map_err(|error| error.to_string())?;
-        batch.add(token, position, &[0], row + outputs >= rows).map_err(|error| error.to_string())?;
+        batch.add(token, position, &[slot], row + outputs >= rows).map_err(|error| error.to_string())?;
     }
     Ok(())
 }

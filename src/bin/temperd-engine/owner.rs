@@ -6,18 +6,22 @@ use std::{
         Arc,
         mpsc::{Receiver, RecvTimeoutError, SyncSender},
     },
+    thread::{self, ScopedJoinHandle},
     time::Instant,
 };
 
 use llama_cpp_2::{context::LlamaContext, llama_backend::LlamaBackend, model::LlamaModel};
-use temperd::wire::engine::{Heartbeat, Load, LoadFailed, Ready, Saved, SequenceOutput, Step, from_engine::Frame};
+use temperd::{
+    gguf,
+    wire::engine::{Heartbeat, Load, LoadFailed, Ready, Saved, SequenceOutput, Step, from_engine::Frame},
+};
 
 use crate::{
     able,
     answer::finished,
     attention,
     cells::Cells,
-    constraint,
+    constraint::{self, Constraints},
     contexts::Contexts,
     decode::Decoder,
     embed::{self, Embedder},
@@ -31,6 +35,9 @@ use crate::{
     vocabulary::{self, Job},
     work::{IDLE, Work},
 };
+
+/// As much as the main thread has.
+const VOCABULARY_STACK: usize = 8 << 20;
 
 /// What the owner works with.
 pub struct Surroundings {
@@ -77,7 +84,7 @@ fn wait(link: &Link, commands: &Receiver<Command>) -> Option<Load> {
                 link.send(Frame::Saved(Saved { bytes: 0, error }));
             }
             // There is nothing to stop, and each load begins at full pace with all that it has.
-            Ok(Command::Stop(_) | Command::Operate(_)) => {}
+            Ok(Command::Stop(_) | Command::Operate(_) | Command::Prefix(_)) => {}
             Err(RecvTimeoutError::Timeout) => link.send(Frame::Heartbeat(Heartbeat::default())),
             Err(RecvTimeoutError::Disconnected) => return None,
         }
@@ -87,45 +94,59 @@ fn wait(link: &Link, commands: &Receiver<Command>) -> Option<Load> {
 /// Loads and decodes until another model is wanted (returned) or the reader is gone.
 fn serve(around: &Surroundings, load: &Load, commands: &Receiver<Command>) -> Result<Option<Load>, String> {
     let began = Instant::now();
-    let Surroundings { backend, link, heard, jobs, handover } = around;
+    let Surroundings { backend, link, heard, handover, .. } = around;
     let errors = &heard.errors;
     let path = Path::new(&load.model);
     gpu::check(backend, load)?;
     load::check(path)?;
 
-    let vocabulary = vocabulary::load(backend, errors, path)?;
-    able::writes(&vocabulary::meta(&vocabulary, "general.architecture").unwrap_or_default())?;
-    let description = vocabulary::describe(&vocabulary);
-    let constraints = constraint::prepare(&vocabulary)?;
-    // The tokeniser has it before the daemon can ask for it.
-    jobs.send(Job::Vocabulary(vocabulary)).map_err(|_| "the tokeniser has ended".to_owned())?;
-    link.send(Frame::Vocabulary(description));
+    let architecture = gguf::inspect(path).ok().and_then(|summary| summary.architecture);
+    able::writes(&architecture.unwrap_or_default())?;
 
     heard.buffers.clear("model");
-    let mut model = load::weights(backend, errors, Arc::clone(link), load)?;
+    errors.clear();
+    let (constraints, model) = thread::scope(|scope| {
+        // Each takes one core for the most part.
+        let vocabulary = thread::Builder::new().name("vocabulary".into()).stack_size(VOCABULARY_STACK);
+        let vocabulary = vocabulary.spawn_scoped(scope, || tell_vocabulary(around, path));
+        let model = load::weights(backend, errors, Arc::clone(link), load);
+        (vocabulary.map_err(|error| error.to_string()).map(ScopedJoinHandle::join), model)
+    });
+    let constraints = constraints?.map_err(|_| "the vocabulary could not be read".to_owned())??;
+    let mut model = model?;
     let adapters = Adapters::load(&mut model, errors, &load.adapters);
-    let load = load::with_threads(backend, errors, &model, load.clone())?;
-    // Before steps are measured, which it would slow down.
-    let constraints = constraints.join();
+    let (load, counts) = load::with_threads(load.clone());
     let load = &attention::decide(load.clone(), attention_facts(backend, &model, &load));
     let plan = load::plan(&model, load)?;
     let contexts = Contexts::new(backend, errors, &model, load, &plan);
     heard.buffers.clear("KV");
     heard.buffers.clear("compute");
-    let (context, curve) = load::context(&contexts, load, &plan)?;
+    let on_gpu = load.gpu_layers != 0 && backend.supports_gpu_offload();
+    let context = load::context(&contexts, load, &plan, on_gpu)?;
     let ready = vitals(around, &context, &plan, ready(around, load, &model, &context));
     let mut cells = Cells::new(context, contexts, &plan);
     let identity = Identity::of(load, plan.slots);
     let found = handover.enter(load.restore, &identity, &mut cells);
     heap::trim();
     let embedder = Embedder::new(around, &model, load);
-    let mut decoder = Decoder::new(cells, (plan, curve), (adapters, constraints), link);
+    let mut decoder = Decoder::new(cells, (plan, counts, Identity::of_images(load)), (adapters, constraints), link);
     found.into_iter().for_each(|kept| decoder.keep(kept));
     let (context, allocated_context) = (contexts.most(), decoder.allocated());
     let load_s = began.elapsed().as_secs_f64();
     let adapters_failed = decoder.adapters_failed();
     link.send(Frame::Ready(Ready { context, allocated_context, load_s, adapters_failed, ..ready }));
     Ok(Work::new(decoder, embedder, link, Leaving::new(handover, identity)).run(commands))
+}
+
+/// Reads the vocabulary alone and tells daemon and tokeniser of it, well before the weights are there.
+fn tell_vocabulary(around: &Surroundings, path: &Path) -> Result<Constraints, String> {
+    let vocabulary = vocabulary::load(&around.backend, &around.heard.errors, path)?;
+    let description = vocabulary::describe(&vocabulary);
+    let constraints = constraint::prepare(&vocabulary)?;
+    // The tokeniser has it before the daemon can ask for it.
+    around.jobs.send(Job::Vocabulary(vocabulary)).map_err(|_| "the tokeniser has ended".to_owned())?;
+    around.link.send(Frame::Vocabulary(description));
+    Ok(constraints)
 }
 
 fn attention_facts(backend: &LlamaBackend, model: &LlamaModel, load: &Load) -> attention::Facts {

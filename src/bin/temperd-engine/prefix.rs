@@ -52,6 +52,8 @@ pub struct Kept {
     pub since: f64,
     /// Whether a copy of its cells is kept instead of the cells.
     pub parked: bool,
+    /// Whether it is a system prompt of the configuration, which goes after all others.
+    pub named: bool,
 }
 
 impl Kept {
@@ -69,7 +71,8 @@ impl Kept {
     fn covered_by(&self, other: &Kept) -> bool {
         let whose =
             self.scope == other.scope || (self.tokens.len() <= self.public && self.tokens.len() <= other.public);
-        whose && self.adapter == other.adapter && other.tokens.starts_with(&self.tokens)
+        let goes = !self.named || other.named;
+        goes && whose && self.adapter == other.adapter && other.tokens.starts_with(&self.tokens)
     }
 }
 
@@ -133,12 +136,29 @@ impl Cache {
 
     /// Gives up the sequence that was used longest ago.
     pub fn evict(&mut self) -> Option<Kept> {
-        (!self.kept.is_empty()).then(|| self.kept.remove(0))
+        self.first(|_| true).map(|at| self.kept.remove(at))
     }
 
     /// The sequence in the cache that was used longest ago, and how many tokens it has.
     pub fn oldest(&self) -> Option<(i32, usize)> {
-        self.in_cache().next().map(|kept| (kept.slot, kept.tokens.len()))
+        let oldest = self.first(|kept| !kept.parked).and_then(|at| self.kept.get(at))?;
+        Some((oldest.slot, oldest.tokens.len()))
+    }
+
+    /// The place of the one of these that goes first.
+    fn first(&self, of: impl Fn(&Kept) -> bool) -> Option<usize> {
+        let first = |named| self.kept.iter().position(|kept| kept.named == named && of(kept));
+        first(false).or_else(|| first(true))
+    }
+
+    /// Whether these tokens are those of a system prompt here, or begin one.
+    pub fn has_named(&self, tokens: &[LlamaToken]) -> bool {
+        self.kept.iter().any(|kept| kept.named && kept.tokens.starts_with(tokens))
+    }
+
+    /// Tokens of all system prompts.
+    pub fn named_tokens(&self) -> usize {
+        self.kept.iter().filter(|kept| kept.named).map(|kept| kept.tokens.len()).sum()
     }
 
     /// Those whose cells are in the cache.
@@ -154,7 +174,7 @@ impl Cache {
         }
         let mut given_up = Vec::new();
         while self.parked() > most {
-            let Some(at) = self.kept.iter().position(|kept| kept.parked) else { break };
+            let Some(at) = self.first(|kept| kept.parked) else { break };
             given_up.push(self.kept.remove(at));
         }
         given_up
@@ -176,7 +196,8 @@ impl Cache {
     /// Rent paid until it equals the price is the rule that costs at most twice what foresight would (ski rental; Karlin
     /// et al., "Competitive snoopy caching", 1988).
     pub fn stale(&self, price: f64) -> bool {
-        self.in_cache().next().is_some_and(|oldest| self.rent - oldest.since > price)
+        let oldest = self.first(|kept| !kept.parked).and_then(|at| self.kept.get(at));
+        oldest.is_some_and(|oldest| self.rent - oldest.since > price)
     }
 
     /// How many sequences are kept.
@@ -204,7 +225,7 @@ mod tests {
     }
 
     fn kept(slot: i32, ids: &[i32], public: usize, scope: u64) -> Kept {
-        Kept { slot, tokens: tokens(ids), public, scope, adapter: 0, since: 0.0, parked: false }
+        Kept { slot, tokens: tokens(ids), public, scope, adapter: 0, since: 0.0, parked: false, named: false }
     }
 
     #[test]
@@ -255,6 +276,26 @@ mod tests {
         cache.used(0);
         let order: Vec<_> = std::iter::from_fn(|| cache.evict()).collect();
         assert_eq!(slots(&order), [1, 0]);
+    }
+
+    #[test]
+    fn a_system_prompt_goes_after_all_others_and_is_not_covered_by_them() {
+        let named = |slot, ids: &[i32]| Kept { named: true, ..kept(slot, ids, ids.len(), 0) };
+        let mut cache = Cache::default();
+        cache.insert(named(0, &[1, 2]));
+        assert!(cache.insert(kept(1, &[1, 2, 3], 2, 7)).is_empty());
+        assert!(cache.insert(kept(2, &[5], 0, 7)).is_empty());
+        assert!(cache.has_named(&[LlamaToken(1)]) && !cache.has_named(&tokens(&[1, 2, 3])));
+        assert_eq!((cache.oldest(), cache.named_tokens()), (Some((1, 3)), 2));
+        // What another client left of it is of no use beside it.
+        assert_eq!(slots(&cache.insert(kept(3, &[1, 2], 2, 0))), [3]);
+        // One that is longer takes its place.
+        assert_eq!(slots(&cache.insert(named(4, &[1, 2, 9]))), [0]);
+        assert_eq!(slots(&cache.insert(named(5, &[1, 2]))), [5]);
+        cache.park(4, 9);
+        assert_eq!(slots(&cache.park(1, 3)), [1]);
+        let order: Vec<_> = std::iter::from_fn(|| cache.evict()).collect();
+        assert_eq!(slots(&order), [2, 4]);
     }
 
     #[test]

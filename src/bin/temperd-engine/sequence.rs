@@ -282,6 +282,7 @@ impl Sequence {
             tokens: self.tokens.iter().take(self.cells).copied().collect(),
             since: 0.0,
             parked: false,
+            named: false,
         }
     }
 }

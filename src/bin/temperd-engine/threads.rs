@@ -1,6 +1,6 @@
 //! How many threads decode: as few as reach the speed of the best. A step of one row is bound by memory, which a part of
 //! the cores uses up; each further thread is waited for at every barrier, and takes a core from other programs. Pure;
-//! `measure.rs` does the measuring, [`cpus`] and [`interruptions`] read what there is.
+//! `measure` does the measuring, [`cpus`] and [`interruptions`] read what there is.
 
 use std::{collections::BTreeMap, fs, thread};
 

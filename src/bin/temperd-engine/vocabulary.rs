@@ -26,7 +26,6 @@ pub enum Job {
 /// # Errors
 /// Why it cannot be read, without the file's name.
 pub fn load(backend: &LlamaBackend, errors: &Errors, path: &Path) -> Result<LlamaModel, String> {
-    errors.clear();
     let params = gpu::without(LlamaModelParams::default().with_vocab_only(true))?;
     let model =
         LlamaModel::load_from_file(backend, path, &params).map_err(|error| errors.reason(&error.to_string()))?;

@@ -54,7 +54,7 @@ impl<'a> Work<'a> {
     /// Nothing runs yet.
     pub fn new(decoder: Decoder<'a>, embedder: Embedder<'a>, link: &'a Link, leaving: Leaving<'a>) -> Self {
         let now = Instant::now();
-        Self { decoder, embedder, link, leaving, began: now, pace: Pace::new(), beat: now, untidy: None }
+        Self { decoder, embedder, link, leaving, began: now, pace: Pace::new(), beat: now, untidy: Some(now) }
     }
 
     /// Decodes until another model is wanted (returned) or the reader is gone.
@@ -72,13 +72,20 @@ impl<'a> Work<'a> {
                 self.tell();
             }
             if over && !works {
+                self.decoder.interrupt();
                 self.decoder.rest();
             }
             if self.untidy.is_some_and(|since| !works && since.elapsed() >= PAUSE) {
                 self.untidy = self.decoder.park_at_rest().then(Instant::now);
             }
+            // Once nothing is to be tidied.
+            let idles = !works && self.untidy.is_none() && (self.decoder.measures() || self.decoder.reads_ahead());
             (working, parked) = (works, waiting);
-            match self.next(commands, works, due) {
+            let next = self.next(commands, works || idles, due);
+            if !matches!(next, Next::Step | Next::Nothing) {
+                self.decoder.interrupt();
+            }
+            match next {
                 Next::Command(Command::Start(start)) => self.decoder.start(start),
                 Next::Command(Command::Embed(embed)) => self.embedder.push(embed),
                 Next::Command(Command::Stop(id)) => {
@@ -90,12 +97,14 @@ impl<'a> Work<'a> {
                     self.decoder.operate(&operate);
                 }
                 Next::Command(Command::Save) => self.save(),
+                Next::Command(Command::Prefix(prefix)) => self.decoder.name_prefix(prefix),
                 Next::Command(Command::Load(load)) => {
                     self.decoder.fail_all("another model is being loaded");
                     self.decoder.flush();
                     self.embedder.fail_all("another model is being loaded");
                     return Some(load);
                 }
+                Next::Step if idles => self.idle_piece(),
                 Next::Step => self.step(),
                 Next::Nothing => {}
                 Next::End => return None,
@@ -107,6 +116,7 @@ impl<'a> Work<'a> {
         self.decoder.works() || (!self.embedder.idle() && !self.decoder.has_left())
     }
 
+    /// `works`: there is a step to make, if only to measure it.
     fn next(&self, commands: &Receiver<Command>, works: bool, due: Duration) -> Next {
         let pause = if works { self.pace.pause(self.seconds()) } else { IDLE.as_secs_f64() };
         if pause <= 0.0 {
@@ -132,6 +142,17 @@ impl<'a> Work<'a> {
             self.untidy = Some(Instant::now());
         }
         self.embedder.step(self.decoder.works());
+        self.pace.worked(began, self.seconds() - began);
+    }
+
+    /// What is done while nobody waits for anything.
+    fn idle_piece(&mut self) {
+        let began = self.seconds();
+        if self.decoder.measures() {
+            self.decoder.measure();
+        } else if self.decoder.read_ahead() {
+            self.untidy = Some(Instant::now());
+        }
         self.pace.worked(began, self.seconds() - began);
     }
 

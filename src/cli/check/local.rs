@@ -103,7 +103,7 @@ pub(super) fn cpus(root: &Path, engine: &Engine) -> Finding {
     match board::cpus(root) {
         Ok(cpus) => match engine.threads.max(engine.threads_batch) {
             Some(count) => threads(cpus, count),
-            None => Finding::ok("cpu", format!("{cpus} CPUs; how many threads help is measured at load")),
+            None => Finding::ok("cpu", format!("{cpus} CPUs; how many threads help is measured once nothing runs")),
         },
         Err(error) => unreadable("cpu", root, "sys/devices/system/cpu/online", &error),
     }

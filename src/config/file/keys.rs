@@ -14,6 +14,7 @@ pub struct File {
     pub telemetry: TelemetryKeys,
     pub log: LogKeys,
     pub adapters: Vec<AdapterKeys>,
+    pub system_prompts: Vec<SystemPromptKeys>,
 }
 
 /// `[engine]`
@@ -116,4 +117,13 @@ pub struct AdapterKeys {
     pub name: Setting<String>,
     pub path: Setting<String>,
     pub scale: Setting<Number>,
+}
+
+/// `[[system_prompt]]`, with the line that it begins at.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+#[allow(missing_docs, reason = "the keys are described in config.example.toml")]
+pub struct SystemPromptKeys {
+    pub line: usize,
+    pub name: Setting<String>,
+    pub text: Setting<String>,
 }

@@ -45,6 +45,13 @@ impl Owner {
             EngineEvent::Resized(resized) => {
                 self.parts.status.update(|status| status.allocated_context = resized.allocated_context);
             }
+            EngineEvent::Measured(measured) => {
+                self.parts.status.update(|status| {
+                    if let Some(settings) = &mut status.settings {
+                        settings.threads = measured.threads;
+                    }
+                });
+            }
             EngineEvent::Ended { reason } => {
                 self.engine_gone(Some(&reason));
                 self.parts.status.update(|status| {

@@ -31,6 +31,25 @@ impl Cells<'_> {
         self.restore(&state)
     }
 
+    /// Has steps of one row made by so many threads from now on. The crate sets the threads of a context when it is made
+    /// only, so all cells move to another. False where they cannot be moved.
+    ///
+    /// # Errors
+    /// As [`Self::resize`].
+    pub fn use_threads(&mut self, threads: u32) -> Result<bool, String> {
+        let cells = self.allocated();
+        if !self.elastic && self.used() > 0 {
+            return Ok(false);
+        }
+        self.contexts.threads = threads;
+        if self.elastic {
+            self.resize(cells)?;
+        } else {
+            self.renew(cells);
+        }
+        Ok(true)
+    }
+
     /// Puts an empty context of so many cells in the place of this one.
     fn renew(&mut self, cells: u32) {
         let before = self.allocated();

@@ -13,6 +13,8 @@ use crate::{
 const LONGEST: f64 = 1.2;
 /// While nothing is being answered a step is as short as this share of the best speed allows.
 const ALONE: f64 = 0.97;
+/// A step may take so many times as long where that saves the next one, which would be a short and a dear one.
+const LAST: f64 = 1.5;
 /// Running answers cost prompts no more than this share leaves of that speed: a step that lasts so long reads a long prompt
 /// almost as fast as if nobody else were there, and is the gap that the others see.
 const BESIDE: f64 = 0.88;
@@ -146,7 +148,12 @@ impl Decoder<'_> {
                 curve.rows_within(target.max(AT_LEAST * alone), answers, depth, all).saturating_sub(answers)
             }
             _ if unknown => TILE.saturating_sub(answers),
-            _ if answers == 0 => curve.efficient_rows(0, ALONE, LONGEST, depth, most),
+            _ if answers == 0 => {
+                let rest = self.sequences.iter().filter(|sequence| reading(sequence));
+                let rest = rest.map(|sequence| sequence.to_read().saturating_sub(sequence.cells())).sum();
+                let at_once = curve.seconds(Size { rows: rest, outputs: 1, depth }) <= LAST * LONGEST;
+                if at_once { rest } else { curve.efficient_rows(0, ALONE, LONGEST, depth, most) }
+            }
             _ => {
                 // As long as the prompt's last step, its deepest, has to be: those before it may have more rows, and no
                 // answer waits longer for them.

@@ -44,6 +44,11 @@ impl Limits {
         Self { context, grow_to: elastic::rounded(operate.grow_to).min(context), cache }
     }
 
+    /// Whether nothing is to be given back.
+    pub fn keeps_all(&self) -> bool {
+        self.cache == Cache::Keep
+    }
+
     /// Whether ended sequences are kept.
     pub fn keeps(&self) -> bool {
         self.cache != Cache::LiveOnly
@@ -55,6 +60,7 @@ impl Decoder<'_> {
     /// back. A cache whose cells cannot be moved keeps its size, and whoever runs in it goes on; what ended goes there too.
     pub fn operate(&mut self, operate: &Operate) {
         self.cells.try_again();
+        self.images.try_again();
         self.limits = Limits::of(operate, self.cells.most());
         if !self.limits.keeps() {
             for kept in self.kept.clear() {

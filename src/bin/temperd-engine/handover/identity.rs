@@ -44,6 +44,18 @@ impl Identity {
         }
     }
 
+    /// Of images on the disk: of the model as it is and of this very program, since builds under way have one version.
+    pub fn of_images(load: &Load) -> Self {
+        let identity = Self::of(&Load { adapters: Vec::new(), ..load.clone() }, 1);
+        let about = fs::metadata("/proc/self/exe").and_then(|about| Ok((about.len(), about.modified()?)));
+        let model = identity.model.zip(about.ok()).map(|known| {
+            let mut hasher = DefaultHasher::new();
+            known.hash(&mut hasher);
+            hasher.finish()
+        });
+        Self { model, ..identity }
+    }
+
     /// A table without sequences.
     pub fn table(&self) -> Handed {
         Handed {

@@ -98,6 +98,7 @@ pub fn kept(handed: &Handed, n_vocab: i32) -> Result<Vec<Kept>, String> {
             adapter: sequence.adapter,
             since: 0.0,
             parked: false,
+            named: false,
         })
     });
     sequences.collect()
@@ -164,6 +165,7 @@ mod tests {
             adapter: 0,
             since: 3.0,
             parked: false,
+            named: false,
         };
         let memory = written(vec![sequence(&kept, &[900, 4]), one(0, &[5], &[900])], b"state");
         let (handed, state) = read(&memory, &identity()).expect("it fits");

@@ -187,8 +187,8 @@ impl Engine {
             }
             from_engine::Frame::Embedded(embedded) => self.embedded.push(embedded),
             from_engine::Frame::Resized(resized) => {
+                self.resized += usize::from(self.allocated != resized.allocated_context);
                 self.allocated = resized.allocated_context;
-                self.resized += 1;
             }
             from_engine::Frame::Saved(saved) => self.saved = Some(saved),
             from_engine::Frame::Measured(measured) => self.measured = Some(measured),

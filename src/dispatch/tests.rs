@@ -24,6 +24,7 @@ use crate::{
     },
 };
 
+mod gates;
 mod governed;
 
 const CONTEXT: u32 = 512;

@@ -28,6 +28,9 @@ pub fn model() -> PathBuf {
 /// crawl: one thread each.
 fn with_one_thread(toml: &str) -> String {
     const ONE: &str = "[engine]\nthreads = 1\nthreads_batch = 1\n";
+    if toml.contains(ONE) {
+        return toml.into();
+    }
     if toml.contains("[engine]\n") { toml.replace("[engine]\n", ONE) } else { format!("{toml}\n{ONE}") }
 }
 
@@ -110,6 +113,8 @@ impl Daemon {
             .arg("--node")
             .arg("test")
             .args(arguments)
+            // Not the user's own, which daemons side by side would fight over.
+            .env("STATE_DIRECTORY", folder.path().join("state"))
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
             .stderr(fs::File::create(&log).expect("a log file"))
@@ -154,6 +159,14 @@ impl Daemon {
     /// Waits for the end.
     pub async fn ended(&mut self) -> ExitStatus {
         tokio::time::timeout(PATIENCE, self.child.wait()).await.expect("it ends").expect("waited")
+    }
+
+    /// SIGKILL, and a start with the same configuration in the same place; not waited for.
+    pub async fn killed_and_started_again(mut self) -> Self {
+        self.child.kill().await.expect("it dies");
+        let config = fs::read_to_string(self.folder.path().join("config.toml")).expect("it is there");
+        let Self { folder, socket, log, .. } = self;
+        Self::start_at(&model(), &config, folder, socket, log)
     }
 
     /// SIGTERM, and the end.

@@ -36,6 +36,8 @@ pub struct Config {
     pub log: Log,
     /// Where board readings come from; `/` but for tests.
     pub board_root: PathBuf,
+    /// What outlives the process is kept here; `None`: nothing is.
+    pub state_directory: Option<PathBuf>,
 }
 
 impl Config {
@@ -355,6 +357,8 @@ pub struct Machine {
     pub hostname: String,
     /// The socket in `/run/temperd` where that is writable, else in `$XDG_RUNTIME_DIR`; `None` without either.
     pub default_socket: Option<PathBuf>,
+    /// `$STATE_DIRECTORY`, which systemd sets, else `temperd` in `$XDG_STATE_HOME` or `~/.local/state`; `None` without any.
+    pub state_directory: Option<PathBuf>,
 }
 
 /// Every error of a configuration, at once.

@@ -135,6 +135,7 @@ pub async fn run(config: Config) -> Result<(), DaemonError> {
             queue: config.limits.queue,
             parallel: config.engine.parallel,
             telemetry: config.telemetry.clone(),
+            state_directory: config.state_directory.clone(),
             counts: metrics.mqtt().clone(),
         };
         let take = move || snapshots.take();

@@ -30,6 +30,7 @@ use crate::{
 
 mod adapters;
 mod embedding;
+pub mod gate;
 mod job;
 mod owner;
 mod prompt;
@@ -42,6 +43,7 @@ mod ticket;
 mod tokens;
 
 use adapters::Adapters;
+use gate::Gate;
 use prompt::Prompt;
 pub use ticket::{Event, Ticket};
 
@@ -131,6 +133,7 @@ struct Admit {
     request: Request,
     /// `None` while no engine can tokenise.
     prompt: Option<Prompt>,
+    gate: Gate,
     arrived: Instant,
     reply: oneshot::Sender<Result<Ticket, RequestError>>,
 }
@@ -170,14 +173,22 @@ impl Dispatcher {
     /// # Errors
     /// The reason why it is refused, counted; nothing of it is kept then.
     pub async fn submit(&self, request: Request) -> Result<Ticket, RequestError> {
+        self.submit_behind(Gate::open(), request).await
+    }
+
+    /// As [`Self::submit`], but the request runs only once leave is given.
+    ///
+    /// # Errors
+    /// As there.
+    pub async fn submit_behind(&self, gate: Gate, request: Request) -> Result<Ticket, RequestError> {
         let way_in = request.way_in;
-        self.admit(request).await.inspect_err(|error| {
+        self.admit(gate, request).await.inspect_err(|error| {
             self.metrics.refused(way_in, error.code);
             log::info!(target: "temperd::dispatch", way_in = way_in.as_str(), code = error.code.as_str(); "refused");
         })
     }
 
-    async fn admit(&self, request: Request) -> Result<Ticket, RequestError> {
+    async fn admit(&self, gate: Gate, request: Request) -> Result<Ticket, RequestError> {
         let arrived = Instant::now();
         let view = self.view.borrow().clone();
         if view.draining {
@@ -199,7 +210,7 @@ impl Dispatcher {
             Some(prompter) => prompt::prepare(&request.input, &prompter, &self.engine, self.context).await?,
         };
         let (reply, answer) = oneshot::channel();
-        let admit = Command::Admit(Box::new(Admit { request, prompt, arrived, reply }));
+        let admit = Command::Admit(Box::new(Admit { request, prompt, gate, arrived, reply }));
         self.commands.send(admit).await.map_err(|_| draining())?;
         answer.await.map_err(|_| draining())?
     }

@@ -1,7 +1,7 @@
 //! What a request is, from whichever way in: checked once, then passed on as a [`Request`].
 //!
-//! Everything here is pure. [`queue`] orders what waits, [`dedupe`] recognises repeats, [`check`] turns the wire's
-//! messages into checked requests.
+//! Everything here is pure. [`queue`] orders what waits, [`dedupe`] recognises repeats, [`seen`] also those of requests
+//! to an earlier daemon, [`check`] turns the wire's messages into checked requests.
 
 use std::{fmt, time::Duration};
 
@@ -14,6 +14,7 @@ mod constraint;
 pub mod dedupe;
 pub mod error;
 pub mod queue;
+pub mod seen;
 
 pub use error::{ErrorCode, RequestError};
 
@@ -283,6 +284,7 @@ impl From<v1::Final> for v1::EmbedReply {
             timings: last.timings,
             error: last.error,
             retry_after_ms: last.retry_after_ms,
+            redecoded: last.redecoded,
         }
     }
 }

@@ -14,7 +14,11 @@ use temperd::{
 };
 
 fn machine() -> Machine {
-    Machine { hostname: "box".into(), default_socket: Some(PathBuf::from("/run/temperd/temperd.sock")) }
+    Machine {
+        hostname: "box".into(),
+        default_socket: Some(PathBuf::from("/run/temperd/temperd.sock")),
+        state_directory: None,
+    }
 }
 
 fn with_model() -> Overrides {

@@ -37,7 +37,8 @@ struct Rig {
 
 impl Rig {
     fn start(root: &Path, toml: &str) -> Self {
-        let machine = Machine { hostname: "test".into(), default_socket: Some("/tmp/socket".into()) };
+        let machine =
+            Machine { hostname: "test".into(), default_socket: Some("/tmp/socket".into()), state_directory: None };
         let overrides = Overrides { model: Some("model.gguf".into()), ..Overrides::default() };
         let config = config::parse(&format!("[governor]\ninterval_ms = 100\n{toml}"), overrides, &machine).unwrap();
         let status = StatusBoard::new(dispatch::initial_status(&config));

@@ -152,7 +152,8 @@ impl Rig {
         fs::set_permissions(&binary, fs::Permissions::from_mode(0o755)).unwrap();
         let model = folder.path().join("model.gguf");
         fs::write(&model, gguf(LAYERS - 1)).unwrap();
-        let machine = Machine { hostname: "test".into(), default_socket: Some("/tmp/socket".into()) };
+        let machine =
+            Machine { hostname: "test".into(), default_socket: Some("/tmp/socket".into()), state_directory: None };
         let overrides = Overrides { model: Some(model), ..Overrides::default() };
         let config = config::parse("", overrides, &machine).unwrap().engine;
         let config = config::Engine { path: Some(binary), ..config };

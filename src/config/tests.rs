@@ -33,7 +33,11 @@ const WITHOUT_DEFAULT: [&str; 21] = [
 
 /// The machine whose defaults the file shows.
 fn machine() -> Machine {
-    Machine { hostname: "Edge_Box".into(), default_socket: Some(PathBuf::from("/run/temperd/temperd.sock")) }
+    Machine {
+        hostname: "Edge_Box".into(),
+        default_socket: Some(PathBuf::from("/run/temperd/temperd.sock")),
+        state_directory: None,
+    }
 }
 
 /// A comment of words goes on with a space, a key that is commented out does not.

@@ -55,6 +55,7 @@ pub fn check(file: File, overrides: Overrides, machine: &Machine, errors: &mut V
         telemetry,
         log,
         board_root: overrides.board_root.unwrap_or_else(|| PathBuf::from("/")),
+        state_directory: machine.state_directory.clone(),
     })
 }
 

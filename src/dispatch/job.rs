@@ -3,6 +3,7 @@
 use std::time::{Duration, Instant};
 
 use super::{
+    gate::Gate,
     prompt::Prompt,
     ticket::{Event, Outlet},
     tokens::Tokens,
@@ -22,6 +23,8 @@ pub(super) struct Job {
     pub(super) prompt: Option<Prompt>,
     /// A task is rendering and tokenising it.
     pub(super) preparing: bool,
+    /// What it waits for when its turn has come.
+    pub(super) gate: Gate,
     pub(super) arrived: Instant,
     pub(super) deadline: Instant,
     seed: u32,
@@ -54,6 +57,7 @@ impl Job {
             outlet,
             prompt,
             preparing: false,
+            gate: Gate::open(),
             arrived: times.arrived,
             deadline: times.deadline,
             seed,

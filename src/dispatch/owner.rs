@@ -13,6 +13,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 
 use super::{
     Adapters, Admit, Command, Demand, Settings, View, draining,
+    gate::Gate,
     job::{End, Job, Limits, Times},
     model_unavailable, now,
     prompt::{self, Prompt},
@@ -48,7 +49,7 @@ pub(super) struct Parts {
     pub(super) commands: mpsc::WeakSender<Command>,
 }
 
-type Dropped = Pin<Box<dyn Future<Output = u64> + Send>>;
+type KeyLater = Pin<Box<dyn Future<Output = u64> + Send>>;
 
 /// The owner's state.
 pub(super) struct Owner {
@@ -56,7 +57,9 @@ pub(super) struct Owner {
     queue: Queue<Job>,
     slots: Slots,
     /// Each resolves to the key of a request whose ticket was dropped.
-    dropped: FuturesUnordered<Dropped>,
+    dropped: FuturesUnordered<KeyLater>,
+    /// Each resolves to the key of a request that has leave to run.
+    leaves: FuturesUnordered<KeyLater>,
     model: Model,
     /// What is to be in force.
     orders: watch::Receiver<Orders>,
@@ -88,6 +91,7 @@ impl Owner {
             queue: Queue::new(settings.queue as usize, share),
             slots: Slots::default(),
             dropped: FuturesUnordered::new(),
+            leaves: FuturesUnordered::new(),
             model: Model::Loading,
             orders,
             pause: None,
@@ -115,6 +119,7 @@ impl Owner {
                 },
                 Some(event) = events.recv() => self.event(event),
                 Ok(()) = self.orders.changed() => self.publish_model(),
+                Some(key) = self.leaves.next() => self.has_leave(key),
                 Some(key) = self.dropped.next() => self.ticket_dropped(key).await,
                 () = sleep_until(deadline) => self.deadlines(now()).await,
             }
@@ -127,8 +132,8 @@ impl Owner {
     async fn command(&mut self, command: Command) {
         match command {
             Command::Admit(admit) => {
-                let Admit { request, prompt, arrived, reply } = *admit;
-                let admitted = self.admit(request, prompt, arrived.into_std());
+                let Admit { request, prompt, gate, arrived, reply } = *admit;
+                let admitted = self.admit(request, prompt, gate, arrived.into_std());
                 // Where the asker is gone the ticket is dropped with the reply, which cancels the request.
                 let _asker_gone = reply.send(admitted);
             }
@@ -149,6 +154,7 @@ impl Owner {
         &mut self,
         mut request: crate::request::Request,
         prompt: Option<Prompt>,
+        gate: Gate,
         arrived: Instant,
     ) -> Result<Ticket, RequestError> {
         // Asked again: much may have happened while the prompt was tokenised.
@@ -173,14 +179,16 @@ impl Owner {
         self.next_key += 1;
         let seed = request.sampling.seed.unwrap_or_else(|| fastrand::u32(..));
         let closed = outlet.dropped();
+        let mut job = Job::new(request, prompt, outlet, Times { arrived, deadline }, seed);
+        job.gate = gate;
         let entry = Entry {
             key,
-            client: request.client.clone(),
-            id: request.id.clone(),
-            priority: request.priority,
+            client: job.request.client.clone(),
+            id: job.request.id.clone(),
+            priority: job.request.priority,
             arrived,
             deadline,
-            payload: Job::new(request, prompt, outlet, Times { arrived, deadline }, seed),
+            payload: job,
         };
         self.queue.push(entry).map_err(|full| self.full(full))?;
         self.dropped.push(Box::pin(async move {

@@ -56,6 +56,11 @@ impl Room {
     pub(super) fn fits(self, cells: u32) -> bool {
         self.slots > 0 && cells <= self.cells
     }
+
+    /// What such a request leaves free.
+    pub(super) fn less(self, cells: u32) -> Self {
+        Self { cells: self.cells.saturating_sub(cells), slots: self.slots.saturating_sub(1), ..self }
+    }
 }
 
 /// Who goes on first.

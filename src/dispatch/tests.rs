@@ -24,6 +24,7 @@ use crate::{
     },
 };
 
+mod gates;
 mod governed;
 
 const CONTEXT: u32 = 512;
@@ -43,7 +44,11 @@ struct Rig {
 
 impl Rig {
     fn new(parallel: u32, queue: u32) -> Self {
-        let machine = Machine { hostname: "test".into(), default_socket: Some("/tmp/temperd-test.sock".into()) };
+        let machine = Machine {
+            hostname: "test".into(),
+            default_socket: Some("/tmp/temperd-test.sock".into()),
+            state_directory: None,
+        };
         let overrides = Overrides { model: Some("model.gguf".into()), ..Overrides::default() };
         let config = crate::config::parse("", overrides, &machine).expect("a configuration");
         let status = StatusBoard::new(initial_status(&config));

@@ -98,7 +98,8 @@ mod tests {
     use crate::config::{Machine, Overrides};
 
     fn config(toml: &str) -> config::Engine {
-        let machine = Machine { hostname: "test".into(), default_socket: Some("/tmp/socket".into()) };
+        let machine =
+            Machine { hostname: "test".into(), default_socket: Some("/tmp/socket".into()), state_directory: None };
         let overrides = Overrides { model: Some("model.gguf".into()), ..Overrides::default() };
         config::parse(toml, overrides, &machine).expect("a configuration").engine
     }

@@ -20,11 +20,11 @@ use super::Client;
 
 /// Which request this is, as a hash.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub struct Key([u8; 32]);
+pub struct Key(pub(super) [u8; 32]);
 
 /// What was asked, as a hash.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Fingerprint([u8; 32]);
+pub struct Fingerprint(pub(super) [u8; 32]);
 
 impl Fingerprint {
     /// Of a payload and how it is to be read.
@@ -153,9 +153,10 @@ impl<A> Dedupe<A> {
         self.entries.insert(key, Entry { fingerprint, job, state: State::Running });
     }
 
-    /// A request is answered, and its answer, of `size` bytes, is kept for a repeat.
-    pub fn finish(&mut self, key: Key, job: u64, answer: A, size: usize, now: Instant) {
-        let Some(entry) = self.entries.get_mut(&key).filter(|entry| entry.job == job) else { return };
+    /// A request is answered, and its answer, of `size` bytes, is kept for a repeat. `false` where its key stands for
+    /// another by now.
+    pub fn finish(&mut self, key: Key, job: u64, answer: A, size: usize, now: Instant) -> bool {
+        let Some(entry) = self.entries.get_mut(&key).filter(|entry| entry.job == job) else { return false };
         entry.state = State::Answered(Some((answer, size)));
         self.bytes += size;
         self.finished.push_back(Finished { at: now, key, job });
@@ -168,6 +169,7 @@ impl<A> Dedupe<A> {
             }
         }
         self.forget_old(now);
+        true
     }
 
     /// A request was refused after all: a repeat of it is a new try.

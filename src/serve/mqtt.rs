@@ -8,13 +8,15 @@
 //!
 //! One task owns all state ([`session::Session`]); it only waits in [`run`]. What decides is pure and apart:
 //! [`topics`], [`codec`], [`reply`], [`outbox`], [`acks`], [`backoff`], and the repeats in
-//! [`crate::request::dedupe`].
+//! [`crate::request::dedupe`] and, over a restart, [`crate::request::seen`].
 //!
 //! A request is acknowledged to the broker only when the broker has its final: a daemon that dies in between gets it
-//! again. The wire is thereby at-least-once in both directions, and a final may come twice.
+//! again. The wire is thereby at-least-once in both directions, and a final may come twice. What has been answered, and
+//! what ran when the daemon died, is known to the next one by its [`trail`].
 
 use std::{
     future::pending,
+    path::PathBuf,
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -40,6 +42,7 @@ pub mod codec;
 pub mod connection;
 pub mod counts;
 pub mod filter;
+pub mod journal;
 pub mod link;
 pub mod message;
 pub mod outbox;
@@ -47,6 +50,7 @@ pub mod reply;
 pub mod session;
 pub mod tls;
 pub mod topics;
+pub mod trail;
 
 use answers::Answers;
 use codec::Format;
@@ -55,6 +59,7 @@ use counts::Counts;
 use message::Qos;
 use session::{Session, availability_message};
 use topics::{Op, Topics};
+use trail::Trail;
 
 /// Between two signs of life.
 const KEEP_ALIVE: Duration = Duration::from_secs(15);
@@ -80,6 +85,8 @@ pub struct Mqtt {
     pub parallel: u32,
     /// How telemetry is published.
     pub telemetry: config::Telemetry,
+    /// Where requests are remembered over a restart; `None`: nowhere.
+    pub state_directory: Option<PathBuf>,
     /// What is counted; register it for `/metrics` before.
     pub counts: Counts,
 }
@@ -149,7 +156,8 @@ pub async fn run<A: Answers>(
 ) {
     let mut ticks = ticks(mqtt.telemetry.interval);
     let mut status = board.watch();
-    let mut session = Session::new(mqtt, answers, board, metrics);
+    let trail = Trail::open(mqtt.state_directory.clone()).await;
+    let mut session = Session::new(mqtt, answers, board, metrics, trail);
     let mut leaving = None;
     enter(*phase.borrow_and_update(), &mut session, &mut leaving);
     loop {

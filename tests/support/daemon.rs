@@ -27,13 +27,16 @@ pub fn model() -> PathBuf {
 /// crawl: one thread each.
 fn with_one_thread(toml: &str) -> String {
     const ONE: &str = "[engine]\nthreads = 1\nthreads_batch = 1\n";
+    if toml.contains(ONE) {
+        return toml.into();
+    }
     if toml.contains("[engine]\n") { toml.replace("[engine]\n", ONE) } else { format!("{toml}\n{ONE}") }
 }
 
-fn run(program: &Path) -> Command {
+/// With a folder for what outlives it: not the user's own, which daemons side by side would fight over.
+fn run(program: &Path, state: &Path) -> Command {
     let mut command = Command::new(program);
-    // Nothing outlives it where a test does not ask for that.
-    command.arg("run").env_remove("STATE_DIRECTORY");
+    command.arg("run").env("STATE_DIRECTORY", state);
     command
 }
 
@@ -74,8 +77,7 @@ impl Daemon {
     pub async fn ready_with_state(state: &Path, toml: &str) -> Self {
         let folder = tempfile::tempdir().expect("a folder");
         let (socket, log) = (folder.path().join("temperd.sock"), folder.path().join("log"));
-        let mut command = run(env!("CARGO_BIN_EXE_temperd").as_ref());
-        command.env("STATE_DIRECTORY", state);
+        let command = run(env!("CARGO_BIN_EXE_temperd").as_ref(), state);
         let mut daemon = Self::start_with(command, &model(), toml, folder, socket, log);
         let line = daemon.line().await;
         assert!(line.starts_with("temperd ready "), "{line}\n{}", daemon.log_text());
@@ -86,7 +88,7 @@ impl Daemon {
     pub fn start_on(board: &Path, toml: &str) -> Self {
         let folder = tempfile::tempdir().expect("a folder");
         let (socket, log) = (folder.path().join("temperd.sock"), folder.path().join("log"));
-        let mut command = run(env!("CARGO_BIN_EXE_temperd").as_ref());
+        let mut command = run(env!("CARGO_BIN_EXE_temperd").as_ref(), &folder.path().join("state"));
         command.arg("--board-root").arg(board);
         Self::start_with(command, &model(), toml, folder, socket, log)
     }
@@ -94,7 +96,7 @@ impl Daemon {
     /// Starts the daemon that is installed in this folder, beside engines of its own, without waiting.
     pub fn start_installed(folder: tempfile::TempDir, toml: &str, environment: &[(&str, &str)]) -> Self {
         let (socket, log) = (folder.path().join("temperd.sock"), folder.path().join("log"));
-        let mut command = run(&folder.path().join("temperd"));
+        let mut command = run(&folder.path().join("temperd"), &folder.path().join("state"));
         command.envs(environment.iter().copied());
         Self::start_with(command, &model(), toml, folder, socket, log)
     }
@@ -121,7 +123,14 @@ impl Daemon {
     }
 
     fn start_at(model: &Path, toml: &str, folder: tempfile::TempDir, socket: PathBuf, log: PathBuf) -> Self {
-        Self::start_with(run(env!("CARGO_BIN_EXE_temperd").as_ref()), model, toml, folder, socket, log)
+        Self::start_with(
+            run(env!("CARGO_BIN_EXE_temperd").as_ref(), &folder.path().join("state")),
+            model,
+            toml,
+            folder,
+            socket,
+            log,
+        )
     }
 
     fn start_with(
@@ -187,6 +196,14 @@ impl Daemon {
     /// Waits for the end.
     pub async fn ended(&mut self) -> ExitStatus {
         tokio::time::timeout(PATIENCE, self.child.wait()).await.expect("it ends").expect("waited")
+    }
+
+    /// SIGKILL, and a start with the same configuration in the same place; not waited for.
+    pub async fn killed_and_started_again(mut self) -> Self {
+        self.child.kill().await.expect("it dies");
+        let config = fs::read_to_string(self.folder.path().join("config.toml")).expect("it is there");
+        let Self { folder, socket, log, .. } = self;
+        Self::start_at(&model(), &config, folder, socket, log)
     }
 
     /// SIGTERM, and the end.

@@ -7,7 +7,7 @@ use std::{sync::Arc, time::Duration};
 
 use temperd::{
     config,
-    dispatch::Event,
+    dispatch::{Event, gate::Gate},
     request::{Client, Request, RequestError, check::Bounds},
     serve::{
         Phase,
@@ -33,15 +33,28 @@ pub const NODE: &str = "edge-7";
 /// A request as the dispatcher sees it, to be accepted or refused by the test.
 pub struct Submitted {
     pub request: Request,
+    gate: Gate,
     verdict: oneshot::Sender<Result<Script, RequestError>>,
 }
 
 impl Submitted {
     /// Accepts it; what is sent is the course of the answer.
-    pub fn accept(self) -> mpsc::Sender<Event> {
+    pub fn accept(mut self) -> mpsc::Sender<Event> {
+        // Its turn has come at once.
+        drop(self.gate.knock());
         let (sender, events) = mpsc::channel(100);
         assert!(self.verdict.send(Ok(Script(events))).is_ok(), "MQTT waits for the verdict");
         sender
+    }
+
+    /// Accepts it and waits for leave to run it.
+    pub async fn run(mut self) -> mpsc::Sender<Event> {
+        let leave = self.gate.knock();
+        let course = self.accept();
+        if let Some(leave) = leave {
+            within("leave", leave).await;
+        }
+        course
     }
 
     /// Accepts it and answers at once.
@@ -78,9 +91,9 @@ pub struct Script(mpsc::Receiver<Event>);
 impl Answers for Stage {
     type Ticket = Script;
 
-    async fn submit(&self, request: Request) -> Result<Script, RequestError> {
+    async fn submit(&self, gate: Gate, request: Request) -> Result<Script, RequestError> {
         let (verdict, given) = oneshot::channel();
-        self.submitted.send(Submitted { request, verdict }).await.expect("the test listens");
+        self.submitted.send(Submitted { request, gate, verdict }).await.expect("the test listens");
         given.await.expect("the test decides")
     }
 
@@ -130,6 +143,7 @@ pub fn settings(port: u16) -> Mqtt {
             qos: 0,
             format: config::PublishFormat::Json,
         },
+        state_directory: None,
         counts: Counts::default(),
     }
 }

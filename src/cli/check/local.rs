@@ -211,7 +211,7 @@ mod tests {
     fn the_cache_counts_by_its_type() {
         let config = |kv_type| {
             let text = format!("[engine]\nmodel = \"m\"\nkv_type = \"{kv_type}\"\n[socket]\npath = \"/s\"");
-            let machine = Machine { hostname: "h".into(), default_socket: None };
+            let machine = Machine { hostname: "h".into(), default_socket: None, state_directory: None };
             config::parse(&text, Overrides::default(), &machine).unwrap().engine
         };
         // Mistral 7B: 128 KiB for each of 8192 tokens.

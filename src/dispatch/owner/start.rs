@@ -7,7 +7,7 @@ use crate::{
         job::{Job, Sharing},
         now,
         readiness::Model,
-        slots::{Paused, Resume, Slot},
+        slots::{Paused, Resume, Room, Slot},
     },
     governor::Admit,
     request::{Client, queue::Entry},
@@ -39,14 +39,44 @@ impl Owner {
             Resume::Nobody if point.admit != Admit::Run => return None,
             Resume::Nobody => {}
         }
+        self.knock(room);
         let cells = |entry: &Entry<Job>| entry.payload.cells(limits);
         let Entry { key, client, payload: job, .. } = self.queue.pop_ready_of(
             // One without tokens yet is not passed over: nobody knows its size.
             |entry| cells(entry).is_none_or(|cells| cells <= room.context),
-            |entry| cells(entry).is_some_and(|cells| room.fits(cells)),
+            |entry| cells(entry).is_some_and(|cells| room.fits(cells)) && entry.payload.gate.is_open(),
         )?;
         let cells = job.cells(limits).unwrap_or(0);
         Some((key, Paused { client, cells, job }))
+    }
+
+    /// Asks for leave for all that would start now, at once: what they wait for may be one and the same. None behind them
+    /// starts before they do.
+    fn knock(&mut self, mut room: Room) {
+        let limits = self.limits;
+        for (key, job) in self.queue.payloads_mut() {
+            let Some(cells) = job.cells(limits) else { return };
+            if cells > room.context {
+                continue;
+            }
+            if !room.fits(cells) {
+                return;
+            }
+            room = room.less(cells);
+            if let Some(leave) = job.gate.knock() {
+                self.leaves.push(Box::pin(async move {
+                    leave.await;
+                    key
+                }));
+            }
+        }
+    }
+
+    /// One that has ended meanwhile is no longer there.
+    pub(super) fn has_leave(&mut self, key: u64) {
+        if let Some((_, job)) = self.queue.payloads_mut().find(|(other, _)| *other == key) {
+            job.gate.opened();
+        }
     }
 
     async fn start(&mut self, key: u64, next: Paused) {

@@ -72,7 +72,7 @@ fn a_step_reads_as_it_is_written_and_built_in_ladders_are_ladders() {
 
 fn by_board(keys: &str, mib: u64, trip: Option<f64>) -> Limits {
     let overrides = config::Overrides { model: Some("m".into()), ..config::Overrides::default() };
-    let machine = config::Machine { hostname: "box".into(), default_socket: Some("/s".into()) };
+    let machine = config::Machine { hostname: "box".into(), default_socket: Some("/s".into()), state_directory: None };
     let config = config::parse(&format!("[governor]\n{keys}"), overrides, &machine).unwrap();
     let board = Board { memory: Bytes::mib(mib), throttle_trip: trip.map(Celsius) };
     Limits::new(&config.engine, &config.governor, board)

@@ -4,7 +4,7 @@
 use std::future::Future;
 
 use crate::{
-    dispatch::{Dispatcher, Event, Ticket},
+    dispatch::{Dispatcher, Event, Ticket, gate::Gate},
     request::{Client, Request, RequestError},
 };
 
@@ -13,8 +13,8 @@ pub trait Answers: Clone + Send + Sync + 'static {
     /// An accepted request.
     type Ticket: Pending;
 
-    /// See [`Dispatcher::submit`].
-    fn submit(&self, request: Request) -> impl Future<Output = Result<Self::Ticket, RequestError>> + Send;
+    /// See [`Dispatcher::submit_behind`].
+    fn submit(&self, gate: Gate, request: Request) -> impl Future<Output = Result<Self::Ticket, RequestError>> + Send;
 
     /// See [`Dispatcher::cancel`].
     fn cancel(&self, client: &Client, id: &str) -> impl Future<Output = bool> + Send;
@@ -29,8 +29,8 @@ pub trait Pending: Send + 'static {
 impl Answers for Dispatcher {
     type Ticket = Ticket;
 
-    async fn submit(&self, request: Request) -> Result<Ticket, RequestError> {
-        Self::submit(self, request).await
+    async fn submit(&self, gate: Gate, request: Request) -> Result<Ticket, RequestError> {
+        Self::submit_behind(self, gate, request).await
     }
 
     async fn cancel(&self, client: &Client, id: &str) -> bool {

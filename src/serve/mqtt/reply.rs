@@ -54,6 +54,7 @@ impl ReplyTo {
         if let Some(error) = last.error {
             push_clean(&mut user, "code", error.code);
         }
+        push_redecoded(&mut user, last.redecoded);
         self.message(payload, user, now)
     }
 
@@ -66,6 +67,7 @@ impl ReplyTo {
         if let Some(error) = reply.error {
             push_clean(&mut user, "code", error.code);
         }
+        push_redecoded(&mut user, reply.redecoded);
         self.message(payload, user, now)
     }
 
@@ -137,6 +139,12 @@ impl ReplyTo {
 fn push_clean(user: &mut Vec<(&'static str, String)>, name: &'static str, value: String) {
     if !value.is_empty() && topics::is_clean(&value) {
         user.push((name, value));
+    }
+}
+
+fn push_redecoded(user: &mut Vec<(&'static str, String)>, redecoded: Option<bool>) {
+    if redecoded == Some(true) {
+        user.push(("redecoded", "true".into()));
     }
 }
 

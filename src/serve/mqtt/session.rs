@@ -1,8 +1,8 @@
 //! The state of the MQTT way in, all of it owned by one task: the outbox, the deliveries to acknowledge, the jobs that
 //! run and the answers kept for repeats. [`intake`] is what comes from the broker; here is what goes to it.
 //!
-//! A job lives from its delivery until the broker has its final. Only then is its delivery acknowledged and the key
-//! marked as answered.
+//! A job lives from its delivery until the broker has its final. Only then is the key marked as answered, and once that
+//! is safe on disk its delivery is acknowledged.
 
 use std::{
     collections::HashMap,
@@ -19,18 +19,24 @@ use super::{
     codec::Format,
     connection::{self, Event},
     counts::Counts,
+    journal::Receipt,
     link::{Link, LinkEvent},
     message::{Allowed, Message, Qos},
     outbox::{End, Gone, Kind, Outbox},
     reply::{self, ReplyTo},
     topics::Topics,
+    trail::Trail,
 };
 use crate::{
     config::PublishFormat,
-    dispatch,
+    dispatch::{
+        self,
+        gate::{Knock, Leave},
+    },
     request::{
         ErrorCode, Outcome, RequestError,
-        dedupe::{self, Dedupe, Key},
+        dedupe::{self, Dedupe},
+        seen::Run,
     },
     status::StatusBoard,
     telemetry::metrics::Metrics,
@@ -40,7 +46,8 @@ use crate::{
 mod intake;
 
 /// Memory of answered requests: large enough for a device that comes back after a day, small beside the daemon's 25 MB.
-const SEEN: dedupe::Bounds = dedupe::Bounds { entries: 4096, bytes: 4 * 1024 * 1024, age: Duration::from_secs(86_400) };
+pub const REMEMBERED: dedupe::Bounds =
+    dedupe::Bounds { entries: 4096, bytes: 4 * 1024 * 1024, age: Duration::from_secs(86_400) };
 /// Messages that may wait before status replies and telemetry are dropped.
 const OPTIONAL_ROOM: usize = 256;
 /// A broker that leaves a message without its PUBACK for this long has lost it.
@@ -60,6 +67,7 @@ pub struct Session<A: Answers> {
     outbox: Outbox,
     acks: Acks,
     seen: Dedupe<Message>,
+    trail: Trail,
     jobs: HashMap<u64, Job>,
     running: FuturesUnordered<BoxFuture<'static, Step<A::Ticket>>>,
     next_job: u64,
@@ -76,7 +84,9 @@ struct Job {
     /// The id as the final gives it, or the client's own until then.
     id: String,
     /// `None`: its answer is not kept.
-    key: Option<Key>,
+    run: Option<Run>,
+    /// An earlier daemon died while it answered.
+    redecoded: bool,
     /// Deliveries that its final answers: repeats join.
     deliveries: Vec<Delivery>,
     /// Whether it was accepted; a refused one may come again.
@@ -88,7 +98,9 @@ struct Job {
 /// What a running future brings.
 pub enum Step<T> {
     /// A piece of an answer, and the ticket for the rest.
-    Chunk(u64, T, v1::Chunk),
+    Chunk(u64, Accepted<T>, v1::Chunk),
+    /// Its turn to run has come.
+    Turn(u64, Accepted<T>, Leave),
     /// The one outcome.
     Final(u64, Box<v1::Final>),
     /// The one outcome of a request for embeddings.
@@ -97,12 +109,25 @@ pub enum Step<T> {
     Refused(u64, RequestError),
     /// What became of a cancel: whether there was such a request.
     Cancelled(ReplyTo, String, bool),
+    /// What these deliveries brought is answered, and safe on disk.
+    Settled(Vec<Delivery>),
+}
+
+/// An accepted request.
+pub struct Accepted<T> {
+    ticket: T,
+    /// That its turn to run has come.
+    knock: Knock,
 }
 
 /// Waits for the next event of an accepted request.
-async fn advance<T: Pending>(job: u64, mut ticket: T) -> Step<T> {
-    match ticket.next().await {
-        Some(dispatch::Event::Chunk(chunk)) => Step::Chunk(job, ticket, chunk),
+async fn advance<T: Pending>(job: u64, mut accepted: Accepted<T>) -> Step<T> {
+    let event = tokio::select! {
+        leave = accepted.knock.heard() => return Step::Turn(job, accepted, leave),
+        event = accepted.ticket.next() => event,
+    };
+    match event {
+        Some(dispatch::Event::Chunk(chunk)) => Step::Chunk(job, accepted, chunk),
         Some(dispatch::Event::Final(last)) => Step::Final(job, last),
         Some(dispatch::Event::Embedded(reply)) => Step::Embedded(job, reply),
         None => Step::Refused(job, RequestError::new(ErrorCode::Internal, "the request ended without an outcome")),
@@ -111,7 +136,7 @@ async fn advance<T: Pending>(job: u64, mut ticket: T) -> Step<T> {
 
 impl<A: Answers> Session<A> {
     /// A session that is not connected yet.
-    pub fn new(mqtt: Mqtt, answers: A, board: StatusBoard, metrics: Arc<Metrics>) -> Self {
+    pub fn new(mqtt: Mqtt, answers: A, board: StatusBoard, metrics: Arc<Metrics>, trail: Trail) -> Self {
         let topics = Topics::new(&mqtt.node);
         let counts = mqtt.counts.clone();
         Self {
@@ -125,7 +150,8 @@ impl<A: Answers> Session<A> {
             allowed: None,
             outbox: Outbox::new(OPTIONAL_ROOM),
             acks: Acks::default(),
-            seen: Dedupe::new(SEEN),
+            seen: Dedupe::new(REMEMBERED),
+            trail,
             jobs: HashMap::new(),
             running: FuturesUnordered::new(),
             next_job: 0,
@@ -285,24 +311,39 @@ impl<A: Answers> Session<A> {
 
     fn step(&mut self, step: Step<A::Ticket>, now: Instant) {
         match step {
-            Step::Chunk(job, ticket, chunk) => {
+            Step::Chunk(job, accepted, chunk) => {
                 if let Some(message) = self.jobs.get(&job).map(|job| job.reply.chunk(chunk, now)) {
                     self.publish_at_once(message);
                 }
-                self.running.push(Box::pin(advance(job, ticket)));
+                self.running.push(Box::pin(advance(job, accepted)));
             }
-            Step::Final(number, last) => {
+            Step::Turn(job, accepted, leave) => {
+                let run = self.jobs.get(&job).and_then(|job| job.run);
+                let written = run.map(|run| self.trail.begin(&run, now));
+                self.running.push(Box::pin(async move {
+                    if let Some(written) = written {
+                        written.wait().await;
+                    }
+                    leave.give();
+                    advance(job, accepted).await
+                }));
+            }
+            Step::Final(number, mut last) => {
+                self.ended(number, now);
                 if let Some(job) = self.jobs.get_mut(&number) {
                     job.accepted = true;
                     job.id.clone_from(&last.id);
+                    last.redecoded = job.redecoded.then_some(true);
                     let message = job.reply.last(*last, now);
                     self.push_answer(number, message);
                 }
             }
-            Step::Embedded(number, reply) => {
+            Step::Embedded(number, mut reply) => {
+                self.ended(number, now);
                 if let Some(job) = self.jobs.get_mut(&number) {
                     job.accepted = true;
                     job.id.clone_from(&reply.id);
+                    reply.redecoded = job.redecoded.then_some(true);
                     let message = job.reply.embedded(*reply, now);
                     self.push_answer(number, message);
                 }
@@ -314,6 +355,14 @@ impl<A: Answers> Session<A> {
                 }
             }
             Step::Cancelled(reply, id, found) => self.push_optional(reply.cancel(id, found, now)),
+            Step::Settled(deliveries) => deliveries.into_iter().for_each(|delivery| self.acks.answered(delivery)),
+        }
+    }
+
+    /// A request has its outcome: this daemon did not die of it.
+    fn ended(&mut self, number: u64, now: Instant) {
+        if let Some(run) = self.jobs.get(&number).and_then(|job| job.run) {
+            self.trail.end(&run, now);
         }
     }
 
@@ -368,17 +417,37 @@ impl<A: Answers> Session<A> {
         self.push_answer(number, message);
     }
 
-    /// The broker has the final, or never will: the request itself can be acknowledged.
+    /// The broker has the final, or never will: the request itself can be acknowledged, once that is on record.
     fn finish(&mut self, number: u64, message: Message, now: Instant) {
         let Some(job) = self.jobs.remove(&number) else { return };
-        job.deliveries.iter().for_each(|delivery| self.acks.answered(*delivery));
-        match job.key {
-            Some(key) if job.accepted => {
+        let written = match job.run {
+            Some(run) if job.accepted => {
                 let size = message.payload.len() + message.topic.len();
-                self.seen.finish(key, number, message, size, now);
+                if self.seen.finish(run.key, number, message, size, now) {
+                    self.trail.finish(&run, now)
+                } else {
+                    Receipt::at_once()
+                }
             }
-            Some(key) => self.seen.forget(&key, number),
-            None => {}
+            Some(run) => {
+                self.seen.forget(&run.key, number);
+                Receipt::at_once()
+            }
+            // A final that was sent once more: that of the first may not be on record yet.
+            None => self.trail.settled(),
+        };
+        self.settle(job.deliveries, written);
+    }
+
+    /// Acknowledges deliveries once what they brought is on record.
+    fn settle(&mut self, deliveries: Vec<Delivery>, written: Receipt) {
+        if written.is_here() {
+            deliveries.into_iter().for_each(|delivery| self.acks.answered(delivery));
+        } else {
+            self.running.push(Box::pin(async move {
+                written.wait().await;
+                Step::Settled(deliveries)
+            }));
         }
     }
 

@@ -2,15 +2,17 @@
 //!
 //! A request without correlation data and id has no mark. A repeat of it by its sender is a new question; but what the
 //! broker sends again after a lost connection (DUP flag) joins the job that runs, or is acknowledged without a word
-//! where the broker already has its answer.
+//! where the broker already has its answer. What is to be done is decided by [`seen::decide`].
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
-use super::{Job, Session, Step, advance};
+use super::{Accepted, Job, Session, Step, advance};
 use crate::{
+    dispatch::gate::{Gate, Knock},
     request::{
-        ErrorCode, Request, RequestError, WayIn,
-        dedupe::{Fingerprint, Key, Mark, Verdict},
+        ErrorCode, Outcome, Request, RequestError, WayIn,
+        dedupe::{Fingerprint, Key, Mark},
+        seen::{self, Course, Run},
     },
     serve::mqtt::{
         acks::Delivery,
@@ -20,6 +22,7 @@ use crate::{
         reply::ReplyTo,
         topics::{self, Op, Target},
     },
+    wire::v1,
 };
 
 impl<A: Answers> Session<A> {
@@ -106,48 +109,90 @@ impl<A: Answers> Session<A> {
         };
         let marked = !matches!(mark, Mark::Payload(_));
         let key = Key::new(target.op.as_str(), &request.client, &reply.topic, mark);
-        let verdict = if marked || message.again { self.seen.look(&key, fingerprint, now) } else { Verdict::New };
-        match verdict {
-            Verdict::Running(number) if self.jobs.contains_key(&number) => {
+        let before = self.trail.trace(&key, &fingerprint);
+        let course = seen::decide(marked, message.again, self.seen.look(&key, fingerprint, now), before);
+        let fresh = || request.sampling.seed.unwrap_or_else(|| fastrand::u32(..));
+        let (seed, dead, redecoded) = match course {
+            Course::Run => (fresh(), 0, false),
+            Course::RunAgain { seed, dead } => (seed, dead, true),
+            Course::Join(number) => {
                 self.counts.repeats.inc();
                 if let Some(job) = self.jobs.get_mut(&number) {
                     job.deliveries.extend(delivery);
                 }
+                return;
             }
-            Verdict::New | Verdict::Running(_) => {
-                request.deadline = [request.deadline, message.expiry].into_iter().flatten().min();
-                let number = self.open(reply, request.id.clone(), Some(key), delivery);
-                self.seen.start(key, fingerprint, number);
-                let answers = self.answers.clone();
-                self.running.push(Box::pin(async move {
-                    match answers.submit(request).await {
-                        Ok(ticket) => advance(number, ticket).await,
-                        Err(error) => Step::Refused(number, error),
-                    }
-                }));
-            }
-            Verdict::Answered(_) if !marked => {
+            Course::Acknowledge => {
                 self.counts.repeats.inc();
-                self.acknowledge(delivery);
+                let written = self.trail.settled();
+                self.settle(delivery.into_iter().collect(), written);
+                return;
             }
-            Verdict::Answered(Some(kept)) => {
+            Course::Resend(kept) => {
+                let again = Message { expires: reply.lives_until(now), ..kept.clone() };
                 self.counts.repeats.inc();
-                let message = Message { expires: reply.lives_until(now), ..kept.clone() };
                 let number = self.open(reply, request.id, None, delivery);
-                self.push_answer(number, message);
+                self.push_answer(number, again);
+                return;
             }
-            Verdict::Answered(None) => {
+            Course::AlreadyAnswered => {
                 let text = "this request was answered, and its answer is no longer kept; ask anew with another mark";
                 let error = RequestError::new(ErrorCode::AlreadyAnswered, text);
                 self.refuse(reply, request.id, &error, delivery, now);
+                return;
             }
-            Verdict::Conflict => {
+            Course::Conflict => {
                 let text = "another request with the same correlation data or id but another payload is known; \
                             use a new one for every question";
                 let error = RequestError::new(ErrorCode::IdConflict, text);
                 self.refuse(reply, request.id, &error, delivery, now);
+                return;
             }
+            Course::Poison(dead) => {
+                let run = Run { key, payload: fingerprint, seed: fresh(), dead };
+                self.give_up(run, reply, request.id, delivery, now);
+                return;
+            }
+        };
+        request.sampling.seed = Some(seed);
+        request.deadline = [request.deadline, message.expiry].into_iter().flatten().min();
+        let run = Run { key, payload: fingerprint, seed, dead };
+        let number = self.open(reply, request.id.clone(), Some(run), delivery);
+        if let Some(job) = self.jobs.get_mut(&number) {
+            job.redecoded = redecoded;
         }
+        self.seen.start(key, fingerprint, number);
+        // Without a file there is nothing to write down, and no gate.
+        let (gate, knock) = if self.trail.is_kept() { Gate::shut() } else { (Gate::open(), Knock::never()) };
+        let answers = self.answers.clone();
+        self.running.push(Box::pin(async move {
+            match answers.submit(gate, request).await {
+                Ok(ticket) => advance(number, Accepted { ticket, knock }).await,
+                Err(error) => Step::Refused(number, error),
+            }
+        }));
+    }
+
+    /// Ends a request that daemons died of.
+    fn give_up(&mut self, run: Run, reply: ReplyTo, id: String, delivery: Option<Delivery>, now: Instant) {
+        let dead = run.dead;
+        self.metrics.finished(WayIn::Mqtt, Outcome::Failed, Duration::ZERO);
+        log::error!(target: "temperd::mqtt", dead; "a request is given up: daemons ended while it ran");
+        let message = format!("{dead} daemons in a row ended while it ran; it is not tried again");
+        let last = v1::Final {
+            id: id.clone(),
+            node: self.mqtt.node.clone(),
+            outcome: Outcome::Failed.as_str().into(),
+            error: Some(RequestError::new(ErrorCode::Poison, message).to_wire()),
+            ..v1::Final::default()
+        };
+        let message = reply.last(last, now);
+        let number = self.open(reply, id, Some(run), delivery);
+        if let Some(job) = self.jobs.get_mut(&number) {
+            job.accepted = true;
+        }
+        self.seen.start(run.key, run.payload, number);
+        self.push_answer(number, message);
     }
 
     /// Refuses what the dispatcher never sees.
@@ -178,11 +223,12 @@ impl<A: Answers> Session<A> {
         }));
     }
 
-    fn open(&mut self, reply: ReplyTo, id: String, key: Option<Key>, delivery: Option<Delivery>) -> u64 {
+    fn open(&mut self, reply: ReplyTo, id: String, run: Option<Run>, delivery: Option<Delivery>) -> u64 {
         let number = self.next_job;
         self.next_job += 1;
         let deliveries = delivery.into_iter().collect();
-        self.jobs.insert(number, Job { reply, id, key, deliveries, accepted: false, replaced: false });
+        self.jobs
+            .insert(number, Job { reply, id, run, redecoded: false, deliveries, accepted: false, replaced: false });
         number
     }
 

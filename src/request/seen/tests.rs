@@ -1,0 +1,186 @@
+use proptest::prelude::*;
+
+use super::{
+    record::{BYTES, KEY_BYTES, read},
+    *,
+};
+use crate::request::{Client, dedupe::Mark};
+
+const BOUNDS: Bounds = Bounds { entries: 6, age: 1000 };
+
+fn secret() -> BoxKey {
+    BoxKey::new([7; KEY_BYTES])
+}
+
+fn run(id: u8, seed: u32, dead: u8) -> Run {
+    let key = Key::new("chat", &Client::mqtt(Some("pump")), "answers", Mark::Correlation(&[id]));
+    Run { key, payload: Fingerprint::of("text/plain", &[id, 1]), seed, dead }
+}
+
+fn empty() -> Seen {
+    Seen::restore(secret(), BOUNDS, Vec::new(), 0)
+}
+
+fn traced(seen: &mut Seen, run: &Run, now: u64) -> Trace {
+    seen.trace(&run.key, &run.payload, now)
+}
+
+/// What the next daemon knows.
+fn restarted(records: &[Record], now: u64) -> Seen {
+    let file: Vec<u8> = records.iter().flat_map(|record| record.encode(&secret())).collect();
+    let (records, damaged) = read(&secret(), &file);
+    assert_eq!(damaged, 0);
+    Seen::restore(secret(), BOUNDS, records, now)
+}
+
+#[test]
+fn a_request_that_was_finished_stays_so_and_one_that_ran_keeps_its_seed() {
+    let mut seen = empty();
+    let (done, cut, other) = (run(1, 11, 0), run(2, 22, 0), run(3, 33, 0));
+    let log = [seen.begin(&done, 5), seen.begin(&cut, 6), seen.finish(&done, 7)];
+    let mut next = restarted(&log, 8);
+    assert_eq!(traced(&mut next, &done, 8), Trace::Finished);
+    assert_eq!(traced(&mut next, &cut, 8), Trace::Started { seed: 22, dead: 1 });
+    assert_eq!(traced(&mut next, &other, 8), Trace::Unknown);
+    assert_eq!(next.trace(&done.key, &other.payload, 8), Trace::Conflict);
+}
+
+#[test]
+fn a_daemon_that_lives_to_see_the_outcome_does_not_count_as_dead_of_it() {
+    let mut seen = empty();
+    let one = run(1, 11, 0);
+    let begun = seen.begin(&one, 1);
+    let ended = seen.end(&one, 2).unwrap();
+    assert_eq!(traced(&mut restarted(&[begun, ended], 3), &one, 3), Trace::Started { seed: 11, dead: 0 });
+    let mut second = restarted(&[begun], 3);
+    let again = second.begin(&Run { dead: 1, ..one }, 4);
+    assert_eq!(traced(&mut restarted(&[begun, again], 5), &one, 5), Trace::Started { seed: 11, dead: 2 });
+    // One that never ran leaves nothing to take back.
+    assert_eq!(empty().end(&one, 1), None);
+}
+
+#[test]
+fn what_is_decided() {
+    let kept = || Verdict::Answered(Some(&"answer"));
+    let gone = || Verdict::<&str>::Answered(None);
+    let started = |dead| Trace::Started { seed: 9, dead };
+    let (marked, again) = (true, true);
+    let unmarked = |again, here, before| decide(false, again, here, before);
+    for again in [false, true] {
+        assert_eq!(decide(marked, again, Verdict::<()>::New, Trace::Unknown), Course::Run);
+        assert_eq!(decide(marked, again, Verdict::<()>::New, Trace::Conflict), Course::Conflict);
+        assert_eq!(decide(marked, again, Verdict::<()>::New, started(1)), Course::RunAgain { seed: 9, dead: 1 });
+        assert_eq!(decide(marked, again, Verdict::<()>::New, started(2)), Course::Poison(2));
+        // What this daemon knows goes before what earlier ones left.
+        assert_eq!(decide(marked, again, Verdict::<()>::Running(7), started(2)), Course::Join(7));
+        assert_eq!(decide(marked, again, Verdict::<()>::Conflict, Trace::Finished), Course::Conflict);
+        assert_eq!(decide(marked, again, kept(), Trace::Finished), Course::Resend(&"answer"));
+    }
+    assert_eq!(decide(marked, again, gone(), Trace::Finished), Course::Acknowledge);
+    assert_eq!(decide(marked, !again, gone(), Trace::Finished), Course::AlreadyAnswered);
+    assert_eq!(decide(marked, again, Verdict::<()>::New, Trace::Finished), Course::Acknowledge);
+    assert_eq!(decide(marked, !again, Verdict::<()>::New, Trace::Finished), Course::AlreadyAnswered);
+    // Without a mark, the words of one who asks anew are a new question.
+    assert_eq!(unmarked(!again, kept(), Trace::Finished), Course::Run);
+    assert_eq!(unmarked(!again, Verdict::New, started(2)), Course::Run);
+    assert_eq!(unmarked(again, kept(), Trace::Finished), Course::Acknowledge);
+    assert_eq!(unmarked(again, Verdict::New, started(1)), Course::RunAgain { seed: 9, dead: 1 });
+}
+
+#[test]
+fn times_never_go_back_and_old_ones_are_forgotten() {
+    let mut seen = empty();
+    let log = [seen.finish(&run(1, 0, 0), 5000), seen.finish(&run(2, 0, 0), 10)];
+    assert_eq!(log[1].at, 5000);
+    // A clock that starts at 1970 makes nothing look old.
+    let mut next = restarted(&log, 0);
+    assert_eq!(traced(&mut next, &run(2, 0, 0), 0), Trace::Finished);
+    assert_eq!(traced(&mut next, &run(2, 0, 0), 6000), Trace::Finished);
+    assert_eq!(traced(&mut next, &run(2, 0, 0), 6001), Trace::Unknown);
+    assert!(next.is_empty());
+}
+
+#[test]
+fn what_runs_is_not_forgotten_however_much_is_finished_meanwhile() {
+    let mut seen = empty();
+    let long = run(200, 4, 0);
+    seen.begin(&long, 1);
+    for id in 0..50 {
+        seen.finish(&run(id, 0, 0), 1);
+    }
+    assert_eq!(seen.len(), BOUNDS.entries + 1);
+    assert_eq!(traced(&mut restarted(&seen.records(), 2), &long, 2), Trace::Started { seed: 4, dead: 1 });
+}
+
+fn any_record() -> impl Strategy<Value = Record> {
+    (any::<u8>(), any::<u32>(), any::<u8>(), any::<bool>(), any::<u64>()).prop_map(|(id, seed, dead, done, at)| {
+        let run = run(id, 0, 0);
+        let name = secret().name(&run.key);
+        let state = if done { State::Finished } else { State::Started { seed, dead } };
+        Record { name, print: secret().print(&name, &run.payload), state, at }
+    })
+}
+
+proptest! {
+    #[test]
+    fn a_file_that_is_cut_anywhere_keeps_all_whole_records(records in prop::collection::vec(any_record(), 0..5)) {
+        let file: Vec<u8> = records.iter().flat_map(|record| record.encode(&secret())).collect();
+        for end in 0..=file.len() {
+            let (read, damaged) = read(&secret(), &file[..end]);
+            prop_assert_eq!(&read[..], &records[..end / BYTES]);
+            prop_assert_eq!(damaged, usize::from(end % BYTES > 0));
+        }
+    }
+
+    #[test]
+    fn a_byte_that_is_wrong_costs_its_own_record_only(
+        records in prop::collection::vec(any_record(), 1..5), at: prop::sample::Index, wrong in 1_u8..,
+    ) {
+        let mut file: Vec<u8> = records.iter().flat_map(|record| record.encode(&secret())).collect();
+        let at = at.index(file.len());
+        file[at] ^= wrong;
+        let mut left = records.clone();
+        left.remove(at / BYTES);
+        prop_assert_eq!(read(&secret(), &file), (left, 1));
+    }
+
+    #[test]
+    fn anything_else_is_no_record(bytes in prop::collection::vec(any::<u8>(), 0..300), other in any::<[u8; KEY_BYTES]>(),
+                                  record in any_record()) {
+        prop_assert!(read(&secret(), &bytes).0.is_empty());
+        prop_assume!(other != [7; KEY_BYTES]);
+        prop_assert!(read(&BoxKey::new(other), &record.encode(&secret())).0.is_empty());
+    }
+
+    /// Whenever the daemon dies, the next one knows from the log what this one knew, and from the whole file the same.
+    #[test]
+    fn a_daemon_that_comes_back_knows_what_the_dead_one_wrote(
+        steps in prop::collection::vec((0_u8..10, 0_u8..4, 0_u64..200, any::<u32>()), 1..120),
+    ) {
+        let (mut seen, mut log, mut now) = (empty(), Vec::new(), 0);
+        for (id, what, wait, seed) in steps {
+            now += wait;
+            let one = run(id, seed, 0);
+            match what {
+                0 | 1 => log.push(seen.begin(&one, now)),
+                2 => log.extend(seen.end(&one, now)),
+                _ => log.push(seen.finish(&one, now)),
+            }
+            let (mut by_log, mut by_whole) = (restarted(&log, now), restarted(&seen.records(), now));
+            for id in 0..10 {
+                let one = run(id, 0, 0);
+                let (whole, known) = (traced(&mut by_whole, &one, now), traced(&mut seen, &one, now));
+                // What runs is beyond the bound only as long as it runs.
+                if whole != Trace::Unknown {
+                    prop_assert_eq!(whole, known);
+                }
+                if known == Trace::Finished {
+                    prop_assert_eq!(traced(&mut by_log, &one, now), Trace::Finished);
+                }
+            }
+            let running = seen.entries.values().filter(|entry| entry.live).count();
+            prop_assert!(seen.len() <= BOUNDS.entries + running);
+            prop_assert!(seen.finished.len() <= BOUNDS.entries && seen.left.is_empty());
+        }
+    }
+}

@@ -98,6 +98,7 @@ pub async fn run(config: Config) -> Result<(), DaemonError> {
         Dispatcher::start(settings(&config), engine.clone(), events, governing, status.clone(), metrics.clone());
     let supervisor = Supervisor {
         config: config.engine.clone(),
+        state_directory: config.state_directory.clone(),
         handle: engine,
         events: engine_events,
         reload: reload.clone(),

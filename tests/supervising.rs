@@ -162,6 +162,7 @@ impl Rig {
         let (sender, events) = mpsc::channel(64);
         let supervisor = Supervisor {
             config,
+            state_directory: None,
             handle: EngineHandle::default(),
             events: sender,
             reload: Arc::new(Notify::new()),

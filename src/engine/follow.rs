@@ -7,6 +7,7 @@
 //! ```
 
 use std::{
+    path::Path,
     process::ExitStatus,
     sync::Arc,
     time::{Duration, Instant},
@@ -43,6 +44,7 @@ const SAVED_WITHIN: Duration = Duration::from_secs(20);
 /// An engine, and what it lives by.
 pub(super) struct Life<'a> {
     pub(super) config: &'a config::Engine,
+    pub(super) state_directory: Option<&'a Path>,
     pub(super) handle: &'a EngineHandle,
     pub(super) events: &'a mpsc::Sender<EngineEvent>,
     pub(super) orders: &'a mut watch::Receiver<Orders>,
@@ -136,7 +138,7 @@ impl Life<'_> {
             Frame::Vocabulary(vocabulary) => match Prompter::new(&vocabulary) {
                 Ok(prompter) => {
                     let prompter = Arc::new(prompter);
-                    prefixes::tell(&self.config.system_prompts, &prompter, self.handle);
+                    prefixes::tell(&self.config.system_prompts, self.state_directory, &prompter, self.handle);
                     EngineEvent::Vocabulary(prompter)
                 }
                 Err(error) => return Some(End::Unusable(error.to_string())),

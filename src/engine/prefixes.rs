@@ -23,9 +23,9 @@ use crate::{
 const ENDINGS: [&str; 2] = ["kv", "tmp"];
 
 /// Tells the engine that lives, beside whatever else it is told.
-pub(super) fn tell(prompts: &[SystemPrompt], prompter: &Arc<Prompter>, engine: &EngineHandle) {
+pub(super) fn tell(prompts: &[SystemPrompt], state: Option<&Path>, prompter: &Arc<Prompter>, engine: &EngineHandle) {
     let (prompts, prompter, engine) = (prompts.to_vec(), prompter.clone(), engine.clone());
-    let state = state_directory();
+    let state = state.map(Path::to_owned);
     if prompts.is_empty() && state.is_none() {
         return;
     }
@@ -40,12 +40,6 @@ pub(super) fn tell(prompts: &[SystemPrompt], prompter: &Arc<Prompter>, engine: &
             }
         }
     });
-}
-
-/// The first of the folders that systemd makes for state.
-fn state_directory() -> Option<PathBuf> {
-    let folders = std::env::var_os("STATE_DIRECTORY")?;
-    std::env::split_paths(&folders).next().filter(|folder| folder.is_absolute())
 }
 
 /// The folder of images, without those that nobody will ask for. It is only made where there are prompts.

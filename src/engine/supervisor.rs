@@ -43,6 +43,8 @@ const LOAD_ATTEMPTS: u32 = 3;
 pub struct Supervisor {
     /// The model and its settings.
     pub config: config::Engine,
+    /// What outlives the process is kept there; `None`: system prompts have no images.
+    pub state_directory: Option<PathBuf>,
     /// Reaches the engine that lives.
     pub handle: EngineHandle,
     /// To the dispatcher.
@@ -308,6 +310,7 @@ impl Supervisor {
         self.vitals.send_modify(|vitals| vitals.begin(process.pid()));
         let life = Life {
             config: &self.config,
+            state_directory: self.state_directory.as_deref(),
             handle: &self.handle,
             events: &self.events,
             orders: &mut self.orders,

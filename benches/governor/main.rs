@@ -1,5 +1,6 @@
 //! The governor against a kernel on its own, a fixed safe point and simple on/off control, in virtual time: the table of
-//! all scenarios, pictures, and how long a step and a look at the board take. Run by `scripts/bench --governor`. No model, no board.
+//! all scenarios, pictures, and how long a step and a look at the board take. Run by
+//! `scripts/bench --governor simulation`. No model, no board.
 
 use std::{fs, path::PathBuf};
 

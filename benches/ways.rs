@@ -29,7 +29,7 @@ use rumqttc::v5::{
         v5::{Packet, PublishProperties},
     },
 };
-use temperd::config::Config;
+use temperd::{config::Config, request::seen::record};
 
 /// Rounds of the decode comparison, and tokens of each.
 const ROUNDS: usize = 7;
@@ -129,7 +129,24 @@ fn mqtt_against_http(
         "| a one-token answer, MQTT - HTTP (p50 of {REQUESTS}) | {:.2} ms ({over_mqtt:.2} - {over_http:.2}) | <= 5 ms |",
         over_mqtt - over_http
     ));
+    let sync = sync_ms(daemon.folder.path())?;
+    report.push(format!(
+        "| of this, one sync of the disk below the state directory (p50 of {REQUESTS}) | {sync:.2} ms | |"
+    ));
     Ok(())
+}
+
+/// What it takes to have a record on disk, there where the daemon's are.
+fn sync_ms(folder: &Path) -> Result<f64> {
+    let mut file = fs::File::create(folder.join("sync"))?;
+    let mut taken = Vec::new();
+    for _ in 0..REQUESTS {
+        let start = Instant::now();
+        file.write_all(&[0; record::BYTES])?;
+        file.sync_data()?;
+        taken.push(start.elapsed().as_secs_f64() * 1e3);
+    }
+    Ok(median(&mut taken))
 }
 
 /// Memory and processor time of the daemon's process alone, connected and idle.
@@ -255,6 +272,7 @@ impl Daemon {
         );
         fs::write(&config, settings)?;
         let mut child = Command::new(env!("CARGO_BIN_EXE_temperd"))
+            .env("STATE_DIRECTORY", folder.path().join("state"))
             .args(["run", "--node", "bench", "--config"])
             .arg(&config)
             .arg("--model")

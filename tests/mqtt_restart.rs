@@ -14,12 +14,13 @@ use support::{
 
 const ASK: &str = "temperd/v1/test/request/complete/pump";
 const REPLY: &str = "temperd/v1/clients/pump/answers";
+const AVAILABILITY: &str = "temperd/v1/test/availability";
 /// In a prompt, and so near the beginning of an answer.
 const CANARY: &str = "zanzibarquokka";
 
 fn toml(broker: &Mosquitto) -> String {
     format!(
-        "[engine]\nparallel = 1\nbatch_invariant = true\n[mqtt]\nurl = \"mqtt://127.0.0.1:{}\"\nraw_prompt = true\n[telemetry]\ninterval_s = 0\n\
+        "[engine]\nparallel = 1\nbatch_invariant = true\n[mqtt]\nurl = \"mqtt://127.0.0.1:{}\"\nraw_prompt = true\n\
          [log]\nlevel = \"trace\"\n",
         broker.port()
     )
@@ -43,6 +44,7 @@ async fn ask(device: &mut Device, id: &str, tokens: u32) {
 async fn pump(broker: &Mosquitto) -> Device {
     let mut device = Device::connect(broker.port(), "pump", None).await;
     device.subscribe(REPLY).await;
+    device.subscribe(AVAILABILITY).await;
     device
 }
 
@@ -50,10 +52,10 @@ fn read(message: &Publish) -> Value {
     serde_json::from_slice(&message.payload).expect("JSON")
 }
 
-/// The next message that is a final, and the text of the pieces before it, by id.
+/// The next message that is a final.
 async fn next_final(device: &mut Device) -> Value {
     loop {
-        let message = read(&device.next().await);
+        let message = read(&device.next_on(REPLY).await);
         if message.get("outcome").is_some() {
             return message;
         }
@@ -64,7 +66,7 @@ async fn next_final(device: &mut Device) -> Value {
 async fn pieces(device: &mut Device, id: &str, count: usize) -> String {
     let (mut text, mut got) = (String::new(), 0);
     while got < count {
-        let message = read(&device.next().await);
+        let message = read(&device.next_on(REPLY).await);
         assert!(message.get("outcome").is_none(), "too early: {message}");
         if message["id"] == id && message["delta"].as_str().is_some_and(|delta| !delta.is_empty()) {
             text += message["delta"].as_str().unwrap_or_default();
@@ -74,8 +76,11 @@ async fn pieces(device: &mut Device, id: &str, count: usize) -> String {
     text
 }
 
-async fn again(daemon: Daemon) -> Daemon {
-    let mut daemon = daemon.killed_and_started_again().await;
+/// Kills a daemon and starts the next, once the device has all that the dead one said.
+async fn again(mut daemon: Daemon, device: &mut Device) -> Daemon {
+    daemon.kill().await;
+    device.wait_for(AVAILABILITY, "offline").await;
+    let mut daemon = daemon.start_again();
     let line = daemon.line().await;
     assert!(line.starts_with("temperd ready "), "{line}\n{}", daemon.log_text());
     daemon
@@ -99,7 +104,7 @@ async fn a_killed_daemon_is_followed_by_one_that_answers_what_ran_from_its_seed_
     ask(&mut device, "cut", 400).await;
     ask(&mut device, "waiting", 4).await;
     let before = pieces(&mut device, "cut", 12).await;
-    let daemon = again(daemon).await;
+    let daemon = again(daemon, &mut device).await;
 
     let cut = next_final(&mut device).await;
     assert_eq!((cut["id"].as_str(), cut["outcome"].as_str()), (Some("cut"), Some("completed")), "{cut}");
@@ -128,7 +133,7 @@ async fn a_request_that_was_running_in_two_dead_daemons_is_poison_and_the_one_be
     ask(&mut device, "behind", 4).await;
     for _ in 0..2 {
         pieces(&mut device, "deadly", 1).await;
-        daemon = again(daemon).await;
+        daemon = again(daemon, &mut device).await;
     }
     let mut finals = [next_final(&mut device).await, next_final(&mut device).await];
     finals.sort_by_key(|last| last["id"].to_string());

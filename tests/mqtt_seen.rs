@@ -148,7 +148,7 @@ async fn between_its_final_and_its_acknowledgement_a_request_is_neither_lost_nor
     let got = device.next().await;
     assert_eq!((read(&got), is_redecoded(&got)), (answer("", "At last."), false));
     assert_eq!(node.counts.repeats.get(), 1);
-    // All is acknowledged: the third daemon is delivered nothing.
+    // Nobody is answered twice.
     finished(&state, 3).await;
     device.publish(&request_topic(), json("last"), marked("last")).await;
     node.next().await.answer("Last.").await;

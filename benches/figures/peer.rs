@@ -68,6 +68,7 @@ impl Server {
         let (config, socket) = (folder.path().join("config.toml"), folder.path().join("temperd.sock"));
         fs::write(&config, format!("[engine]\ncontext = {CONTEXT}\n{settings}\n[log]\nlevel = \"warn\"\n"))?;
         let mut child = Command::new(env!("CARGO_BIN_EXE_temperd"))
+            .env("STATE_DIRECTORY", folder.path().join("state"))
             .args(["run", "--node", "bench", "--config"])
             .arg(&config)
             .arg("--model")

@@ -198,9 +198,13 @@ impl Daemon {
         tokio::time::timeout(PATIENCE, self.child.wait()).await.expect("it ends").expect("waited")
     }
 
-    /// SIGKILL, and a start with the same configuration in the same place; not waited for.
-    pub async fn killed_and_started_again(mut self) -> Self {
+    /// SIGKILL, and the end.
+    pub async fn kill(&mut self) {
         self.child.kill().await.expect("it dies");
+    }
+
+    /// Starts anew with the same configuration in the same place, without waiting.
+    pub fn start_again(self) -> Self {
         let config = fs::read_to_string(self.folder.path().join("config.toml")).expect("it is there");
         let Self { folder, socket, log, .. } = self;
         Self::start_at(&model(), &config, folder, socket, log)

@@ -18,6 +18,7 @@ use std::{
         atomic::{AtomicBool, Ordering},
     },
     thread::{self, JoinHandle},
+    time::Duration,
 };
 
 use rustix::fs::FlockOperation;
@@ -32,6 +33,8 @@ use crate::request::seen::{
 const COMMANDS: usize = 8192;
 /// Commands that one sync answers.
 const BATCH: usize = 512;
+/// How long a sync may take.
+const PATIENCE: Duration = Duration::from_secs(10);
 /// Bytes of the file that are read, well above what it is allowed to grow to.
 const MOST_BYTES: u64 = 8 * 1024 * 1024;
 
@@ -73,10 +76,13 @@ impl Receipt {
         self.0.is_none()
     }
 
-    /// Waits for it.
+    /// Waits for it, but not for ever: a dying disk must not take requests with it.
     pub async fn wait(self) {
-        if let Some(receiver) = self.0 {
-            let _thread_gone = receiver.await;
+        if let Some(receiver) = self.0
+            && tokio::time::timeout(PATIENCE, receiver).await.is_err()
+        {
+            log::error!(target: "temperd::mqtt", seconds = PATIENCE.as_secs(); "the disk of the state directory does not \
+                finish a sync: it is not waited for, and a restart may answer some requests twice");
         }
     }
 }

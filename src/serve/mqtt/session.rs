@@ -1,5 +1,6 @@
 //! The state of the MQTT way in, all of it owned by one task: the outbox, the deliveries to acknowledge, the jobs that
-//! run and the answers kept for repeats. [`intake`] is what comes from the broker; here is what goes to it.
+//! run and the answers kept for repeats. [`intake`] is what comes from the broker, [`ending`] how a
+//! request leaves; here is what goes to the broker.
 //!
 //! A job lives from its delivery until the broker has its final. Only then is the key marked as answered, and once that
 //! is safe on disk its delivery is acknowledged.
@@ -15,26 +16,20 @@ use futures_util::{StreamExt as _, future::BoxFuture, stream::FuturesUnordered};
 use super::{
     Mqtt,
     acks::{Acks, Delivery},
-    answers::{Answers, Pending},
+    answers::Answers,
     codec::Format,
     connection::{self, Event},
     counts::Counts,
-    journal::Receipt,
     link::{Link, LinkEvent},
     message::{Allowed, Message, Qos},
-    outbox::{End, Gone, Kind, Outbox},
+    outbox::{Kind, Outbox},
     reply::{self, ReplyTo},
     topics::Topics,
     trail::Trail,
 };
 use crate::{
     config::PublishFormat,
-    dispatch::{
-        self,
-        gate::{Knock, Leave},
-    },
     request::{
-        ErrorCode, Outcome, RequestError,
         dedupe::{self, Dedupe},
         seen::Run,
     },
@@ -43,7 +38,12 @@ use crate::{
     wire::v1,
 };
 
+mod ending;
 mod intake;
+mod step;
+
+use step::advance;
+pub use step::{Accepted, Step};
 
 /// Memory of answered requests: large enough for a device that comes back after a day, small beside the daemon's 25 MB.
 pub const REMEMBERED: dedupe::Bounds =
@@ -93,45 +93,6 @@ struct Job {
     accepted: bool,
     /// Whether its final has already given way to a smaller one.
     replaced: bool,
-}
-
-/// What a running future brings.
-pub enum Step<T> {
-    /// A piece of an answer, and the ticket for the rest.
-    Chunk(u64, Accepted<T>, v1::Chunk),
-    /// Its turn to run has come.
-    Turn(u64, Accepted<T>, Leave),
-    /// The one outcome.
-    Final(u64, Box<v1::Final>),
-    /// The one outcome of a request for embeddings.
-    Embedded(u64, Box<v1::EmbedReply>),
-    /// Not accepted; the dispatcher has counted and logged it.
-    Refused(u64, RequestError),
-    /// What became of a cancel: whether there was such a request.
-    Cancelled(ReplyTo, String, bool),
-    /// What these deliveries brought is answered, and safe on disk.
-    Settled(Vec<Delivery>),
-}
-
-/// An accepted request.
-pub struct Accepted<T> {
-    ticket: T,
-    /// That its turn to run has come.
-    knock: Knock,
-}
-
-/// Waits for the next event of an accepted request.
-async fn advance<T: Pending>(job: u64, mut accepted: Accepted<T>) -> Step<T> {
-    let event = tokio::select! {
-        leave = accepted.knock.heard() => return Step::Turn(job, accepted, leave),
-        event = accepted.ticket.next() => event,
-    };
-    match event {
-        Some(dispatch::Event::Chunk(chunk)) => Step::Chunk(job, accepted, chunk),
-        Some(dispatch::Event::Final(last)) => Step::Final(job, last),
-        Some(dispatch::Event::Embedded(reply)) => Step::Embedded(job, reply),
-        None => Step::Refused(job, RequestError::new(ErrorCode::Internal, "the request ended without an outcome")),
-    }
 }
 
 impl<A: Answers> Session<A> {
@@ -356,98 +317,6 @@ impl<A: Answers> Session<A> {
             }
             Step::Cancelled(reply, id, found) => self.push_optional(reply.cancel(id, found, now)),
             Step::Settled(deliveries) => deliveries.into_iter().for_each(|delivery| self.acks.answered(delivery)),
-        }
-    }
-
-    /// A request has its outcome: this daemon did not die of it.
-    fn ended(&mut self, number: u64, now: Instant) {
-        if let Some(run) = self.jobs.get(&number).and_then(|job| job.run) {
-            self.trail.end(&run, now);
-        }
-    }
-
-    /// A message has left the outbox, one way or another.
-    fn gone(&mut self, gone: Gone, now: Instant) {
-        let topic = gone.message.topic.as_str();
-        match gone.end {
-            End::Taken => {}
-            End::Expired => {
-                self.counts.expired_messages.inc();
-                log::warn!(target: "temperd::mqtt", topic; "message expired before the broker took it");
-            }
-            End::Refused(reason) => {
-                self.counts.refused_messages.inc();
-                log::error!(target: "temperd::mqtt", topic, reason; "the broker refuses a message: it is given up");
-            }
-            End::TooLarge(limit) => {
-                self.counts.oversized_messages.inc();
-                log::error!(
-                    target: "temperd::mqtt", topic, limit, bytes = gone.message.payload.len();
-                    "message is larger than the broker takes; raise the broker's limit or ask for shorter answers"
-                );
-            }
-        }
-        match (gone.kind, gone.end) {
-            (Kind::Farewell, _) => self.parted = true,
-            (Kind::Answer(number), End::TooLarge(limit)) => self.replace(number, gone.message, limit, now),
-            (Kind::Answer(number), _) => self.finish(number, gone.message, now),
-            _ => {}
-        }
-    }
-
-    /// Tells the device of an answer that does not fit through the broker; once, and then no more of it.
-    fn replace(&mut self, number: u64, message: Message, limit: u32, now: Instant) {
-        let bytes = message.payload.len();
-        let Some(job) = self.jobs.get_mut(&number).filter(|job| !job.replaced) else {
-            self.finish(number, message, now);
-            return;
-        };
-        job.replaced = true;
-        let way_out = if job.reply.embeds { "send fewer texts at once" } else { "ask for max_reply_bytes" };
-        let text = format!("the answer has {bytes} bytes, the broker takes packets of {limit}; {way_out}");
-        let error = RequestError::new(ErrorCode::PayloadTooLarge, text).with_numbers(limit as usize, bytes);
-        let last = v1::Final {
-            id: job.id.clone(),
-            node: self.mqtt.node.clone(),
-            outcome: Outcome::Failed.as_str().into(),
-            error: Some(error.to_wire()),
-            ..v1::Final::default()
-        };
-        let message = job.reply.last(last, now);
-        self.push_answer(number, message);
-    }
-
-    /// The broker has the final, or never will: the request itself can be acknowledged, once that is on record.
-    fn finish(&mut self, number: u64, message: Message, now: Instant) {
-        let Some(job) = self.jobs.remove(&number) else { return };
-        let written = match job.run {
-            Some(run) if job.accepted => {
-                let size = message.payload.len() + message.topic.len();
-                if self.seen.finish(run.key, number, message, size, now) {
-                    self.trail.finish(&run, now)
-                } else {
-                    Receipt::at_once()
-                }
-            }
-            Some(run) => {
-                self.seen.forget(&run.key, number);
-                Receipt::at_once()
-            }
-            // A final that was sent once more: that of the first may not be on record yet.
-            None => self.trail.settled(),
-        };
-        self.settle(job.deliveries, written);
-    }
-
-    /// Acknowledges deliveries once what they brought is on record.
-    fn settle(&mut self, deliveries: Vec<Delivery>, written: Receipt) {
-        if written.is_here() {
-            deliveries.into_iter().for_each(|delivery| self.acks.answered(delivery));
-        } else {
-            self.running.push(Box::pin(async move {
-                written.wait().await;
-                Step::Settled(deliveries)
-            }));
         }
     }
 

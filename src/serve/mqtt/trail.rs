@@ -9,7 +9,7 @@ use std::{
 use super::journal::{Journal, OpenError, Opened, Receipt};
 use crate::request::{
     dedupe::{Fingerprint, Key},
-    seen::{Bounds, Run, Seen, Trace},
+    seen::{Bounds, Record, Run, Seen, Trace},
 };
 
 /// As long and as many as the daemon itself remembers.
@@ -71,7 +71,7 @@ impl Trail {
         let Some(book) = &mut self.book else { return Receipt::at_once() };
         let record = book.seen.begin(run, unix_time());
         book.append(record, now);
-        book.sync()
+        book.journal.sync()
     }
 
     /// A request has its outcome. Worth a word, not a wait.
@@ -88,12 +88,12 @@ impl Trail {
         let Some(book) = &mut self.book else { return Receipt::at_once() };
         let record = book.seen.finish(run, unix_time());
         book.append(record, now);
-        book.sync()
+        book.journal.sync()
     }
 
     /// Comes once all that was written so far is safe.
     pub fn settled(&self) -> Receipt {
-        self.book.as_ref().map_or_else(Receipt::at_once, Book::sync)
+        self.book.as_ref().map_or_else(Receipt::at_once, |book| book.journal.sync())
     }
 }
 
@@ -113,12 +113,13 @@ impl Book {
         Ok(book)
     }
 
-    fn append(&mut self, record: crate::request::seen::Record, now: Instant) {
-        let failing = self.journal.is_failing();
+    /// While the file lags behind, the thread drops what comes, until it has a whole one to go on from.
+    fn append(&mut self, record: Record, now: Instant) {
         let full = self.written > self.seen.len() * 2 + SLACK;
-        if full || (failing && now.saturating_duration_since(self.whole_at) >= TRY_AGAIN) {
+        let try_again = self.journal.is_failing() && now.saturating_duration_since(self.whole_at) >= TRY_AGAIN;
+        if full || try_again {
             self.write_whole(now);
-        } else if !failing {
+        } else {
             self.written += 1;
             self.journal.append(record);
         }
@@ -130,12 +131,74 @@ impl Book {
         self.whole_at = now;
         self.journal.whole(records);
     }
-
-    fn sync(&self) -> Receipt {
-        if self.journal.is_failing() { Receipt::at_once() } else { self.journal.sync() }
-    }
 }
 
 fn unix_time() -> u64 {
     SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(0, |since| since.as_secs())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::request::{Client, dedupe::Mark, seen::record::BYTES};
+
+    fn run(number: usize) -> Run {
+        let mark = number.to_le_bytes();
+        let key = Key::new("chat", &Client::mqtt(Some("pump")), "t", Mark::Correlation(&mark));
+        Run { key, payload: Fingerprint::of("", &mark), seed: 7, dead: 0 }
+    }
+
+    async fn open(folder: &Path) -> Trail {
+        let trail = Trail::open(Some(folder.into())).await;
+        assert!(trail.is_kept());
+        trail
+    }
+
+    fn known(trail: &mut Trail, number: usize) -> Trace {
+        let run = run(number);
+        trail.trace(&run.key, &run.payload)
+    }
+
+    #[tokio::test]
+    async fn the_file_stays_bounded_and_the_latest_are_in_it() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut trail = open(folder.path()).await;
+        let (now, many) = (Instant::now(), 4 * BOUNDS.entries);
+        for number in 0..many {
+            drop(trail.begin(&run(number), now));
+            trail.end(&run(number), now);
+            let finished = trail.finish(&run(number), now);
+            if number % 500 == 0 {
+                finished.wait().await;
+            }
+        }
+        trail.settled().wait().await;
+        let bytes = std::fs::metadata(folder.path().join("seen")).unwrap().len();
+        assert!(bytes <= ((2 * BOUNDS.entries + SLACK + 8) * BYTES) as u64, "{bytes}");
+        drop(trail);
+        let mut trail = open(folder.path()).await;
+        assert_eq!(known(&mut trail, 0), Trace::Unknown);
+        assert_eq!(known(&mut trail, many - BOUNDS.entries), Trace::Finished);
+        assert_eq!(known(&mut trail, many - 1), Trace::Finished);
+    }
+
+    #[tokio::test]
+    async fn what_came_while_the_disk_was_full_is_written_once_there_is_room() {
+        let folder = tempfile::tempdir().unwrap();
+        let new = folder.path().join("seen.new");
+        std::os::unix::fs::symlink("/dev/full", &new).unwrap();
+        let mut trail = open(folder.path()).await;
+        let now = Instant::now();
+        trail.begin(&run(1), now).wait().await;
+        trail.finish(&run(1), now).wait().await;
+        std::fs::remove_file(&new).unwrap();
+        // Not at every request: a disk that is full is left in peace for a while.
+        trail.begin(&run(2), now).wait().await;
+        assert!(!folder.path().join("seen").exists());
+        trail.begin(&run(3), now + TRY_AGAIN + Duration::from_secs(1)).wait().await;
+        drop(trail);
+        let mut trail = open(folder.path()).await;
+        assert_eq!(known(&mut trail, 1), Trace::Finished);
+        assert_eq!([2, 3].map(|number| known(&mut trail, number)), [Trace::Started { seed: 7, dead: 1 }; 2]);
+    }
 }

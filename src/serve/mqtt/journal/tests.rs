@@ -123,3 +123,9 @@ fn a_disk_that_fills_up_takes_no_more_until_all_is_written_anew() {
     assert!(!failing.load(Ordering::Relaxed));
     assert_eq!(fs::read(folder.path().join("seen")).unwrap(), encoded(&key, &all));
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_disk_that_never_finishes_is_not_waited_for() {
+    let (_never, receiver) = oneshot::channel();
+    Receipt(Some(receiver)).wait().await;
+}

@@ -4,7 +4,7 @@ use temperd::wire::engine::{Measured, from_engine::Frame};
 
 use super::Decoder;
 use crate::{
-    adapters,
+    adapters, heap,
     measure::{Found, Measuring},
 };
 
@@ -40,6 +40,8 @@ impl Decoder<'_> {
             Some(Found::Curve(curve)) => {
                 self.curve = curve;
                 self.measuring = None;
+                // What constraints and small contexts took in the meantime.
+                heap::trim();
                 let threads = self.cells.threads();
                 self.link.send(Frame::Measured(Measured { threads }));
             }

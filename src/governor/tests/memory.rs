@@ -72,6 +72,25 @@ fn what_a_step_has_yet_to_give_back_is_not_asked_for_twice() {
 }
 
 #[test]
+fn the_copy_that_a_step_makes_is_no_reason_for_another() {
+    let mut bench = Bench::new();
+    let first = bench.step(low(1300, |_| ()));
+    assert_eq!((first.cache, first.point.context), (Cache::Shrunk, 8192));
+    // 1000 live tokens are 125 MiB; the cells have not come back yet.
+    let copied = low(1300 - 125, |_| ());
+    let cache = bench.steps(2, &copied).cache;
+    assert_eq!(cache, Cache::Shrunk);
+    // A reading from before the engine has said so.
+    let mut prompt = Bench::new();
+    prompt.step(low(1300, |_| ()));
+    let done = |engine: &mut Engine| engine.allocated_context = 2048;
+    assert_eq!(prompt.step(low(1300 + 256 - 125, done)).cache, Cache::Shrunk);
+    assert_eq!(prompt.step(low(1300 + 256 - 125, done)).cache, Cache::LiveOnly);
+    // So long no change takes: somebody else has them.
+    assert_eq!(bench.steps(2, &copied).cache, Cache::LiveOnly);
+}
+
+#[test]
 fn critical_holds_at_once_and_unloads_if_that_does_not_help() {
     let mut bench = Bench::new();
     let decision = bench.step(low(700, |_| ()));

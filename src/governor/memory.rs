@@ -49,8 +49,9 @@ pub(super) struct MemoryLadder {
     /// When the last step up was taken, and how long the next has to wait.
     climbed: Option<Duration>,
     dwell: Duration,
-    /// When the last step down was taken.
+    /// When the last step down was taken, and whether it had yet to give something back at the step before.
     taken: Option<Duration>,
+    pending: bool,
     /// Since when memory is critical.
     critical: Option<Duration>,
     /// What the end of the engine gave back, which loading takes again.
@@ -123,6 +124,7 @@ impl MemoryLadder {
             climbed: None,
             dwell: DWELL,
             taken: None,
+            pending: false,
             critical: None,
             unloaded: Bytes(0),
             skipped: Vec::new(),
@@ -180,9 +182,10 @@ impl MemoryLadder {
             return;
         }
         let pending = self.frees(self.at, self.cache, self.layers, view);
+        let copy = self.copy(pending, view);
         let near = available < view.limits.reserve + view.limits.hysteresis();
         let fall = if near { view.fall } else { Bytes(0) };
-        if available + pending + self.copy(pending, view) - fall >= view.line() {
+        if available + pending + copy - fall >= view.line() {
             return;
         }
         let (found, skipped, layers) = self.first_that_restores(view);
@@ -197,10 +200,11 @@ impl MemoryLadder {
     }
 
     /// What a step that has yet to give something back takes for a moment: were it counted as taken by others, one broken
-    /// reserve would lead to two steps.
-    fn copy(&self, pending: Bytes, view: &View<'_>) -> Bytes {
+    /// reserve would lead to two steps. A reading may be older than the engine's word that it has.
+    fn copy(&mut self, pending: Bytes, view: &View<'_>) -> Bytes {
+        let before = std::mem::replace(&mut self.pending, pending > Bytes(0));
         let soon = self.taken.is_some_and(|taken| view.now.saturating_sub(taken) < COPIES);
-        if soon && pending > Bytes(0) { to_save(view) } else { Bytes(0) }
+        if soon && (before || self.pending) { to_save(view) } else { Bytes(0) }
     }
 
     /// The first step below the present one that restores the reserve; what was passed over on the way; and whether the
@@ -268,7 +272,8 @@ impl MemoryLadder {
             self.dwell = if soon { self.dwell.saturating_mul(2).min(LONGEST_DWELL) } else { DWELL };
         }
         (self.at, self.cache, self.layers, self.skipped) = (position, cache, layers, skipped);
-        (self.easy, self.affordable, self.taken) = (None, None, Some(now));
+        (self.easy, self.affordable) = (None, None);
+        (self.taken, self.pending) = (Some(now), true);
     }
 
     fn climb(&mut self, view: &View<'_>) {

@@ -80,6 +80,12 @@ fn the_copy_that_a_step_makes_is_no_reason_for_another() {
     let copied = low(1300 - 125, |_| ());
     let cache = bench.steps(2, &copied).cache;
     assert_eq!(cache, Cache::Shrunk);
+    // A reading from before the engine has said so.
+    let mut prompt = Bench::new();
+    prompt.step(low(1300, |_| ()));
+    let done = |engine: &mut Engine| engine.allocated_context = 2048;
+    assert_eq!(prompt.step(low(1300 + 256 - 125, done)).cache, Cache::Shrunk);
+    assert_eq!(prompt.step(low(1300 + 256 - 125, done)).cache, Cache::LiveOnly);
     // So long no change takes: somebody else has them.
     assert_eq!(bench.steps(2, &copied).cache, Cache::LiveOnly);
 }

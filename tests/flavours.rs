@@ -12,12 +12,11 @@ use std::{
         unix::{fs::PermissionsExt, net::UnixStream},
     },
     path::Path,
-    time::{Duration, Instant},
 };
 
 use serde_json::{Value, json};
 use support::{
-    daemon::{Daemon, PATIENCE, install},
+    daemon::{Daemon, install, until},
     http,
 };
 use temperd::{
@@ -96,19 +95,6 @@ async fn ready(folder: tempfile::TempDir, toml: &str) -> Daemon {
     let line = daemon.line().await;
     assert!(line.starts_with("temperd ready "), "{line}\n{}", daemon.log_text());
     daemon
-}
-
-async fn until(daemon: &Daemon, what: &str, holds: impl Fn(&Value) -> bool) -> Value {
-    let started = Instant::now();
-    loop {
-        let (_, status) = http::get(&daemon.socket, "/v1/status").await;
-        if holds(&status) {
-            return status;
-        }
-        assert!(started.elapsed() < PATIENCE, "never {what}: {status}\n{}", daemon.log_text());
-        // The status has no push form over HTTP.
-        tokio::time::sleep(Duration::from_millis(20)).await;
-    }
 }
 
 /// Flavours for a GPU that were started, in order.

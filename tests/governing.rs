@@ -8,13 +8,13 @@ mod support;
 #[path = "board/tree.rs"]
 mod tree;
 
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use http_body_util::BodyExt;
 use hyper::{Method, StatusCode, body::Incoming};
 use serde_json::{Value, json};
 use support::{
-    daemon::{Daemon, PATIENCE},
+    daemon::{Daemon, PATIENCE, until},
     http,
     mosquitto::{Device, Mosquitto},
 };
@@ -90,20 +90,6 @@ impl Stream {
             self.piece().await;
         }
         self.text
-    }
-}
-
-/// Waits until `/v1/status` says so.
-async fn until(daemon: &Daemon, what: &str, holds: impl Fn(&Value) -> bool) -> Value {
-    let started = Instant::now();
-    loop {
-        let (_, status) = http::get(&daemon.socket, "/v1/status").await;
-        if holds(&status) {
-            return status;
-        }
-        assert!(started.elapsed() < PATIENCE, "never {what}: {status}\n{}", daemon.log_text());
-        // The status has no push form over HTTP.
-        tokio::time::sleep(Duration::from_millis(20)).await;
     }
 }
 

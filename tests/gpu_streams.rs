@@ -5,16 +5,10 @@
 
 mod support;
 
-use std::{
-    path::PathBuf,
-    time::{Duration, Instant},
-};
+use std::path::PathBuf;
 
 use serde_json::Value;
-use support::{
-    daemon::{Daemon, PATIENCE, install, model},
-    http,
-};
+use support::daemon::{Daemon, PATIENCE, install, model, until};
 use temperd::{
     cli::client,
     gguf,
@@ -54,19 +48,6 @@ async fn daemon(gpu_layers: &str, environment: &[(&str, &str)]) -> Option<Daemon
 }
 
 // === the daemon ===
-
-async fn until(daemon: &Daemon, what: &str, holds: impl Fn(&Value) -> bool) -> Value {
-    let started = Instant::now();
-    loop {
-        let (_, status) = http::get(&daemon.socket, "/v1/status").await;
-        if holds(&status) {
-            return status;
-        }
-        assert!(started.elapsed() < PATIENCE, "never {what}: {status}\n{}", daemon.log_text());
-        // The status has no push form over HTTP.
-        tokio::time::sleep(Duration::from_millis(20)).await;
-    }
-}
 
 fn has(layers: u32) -> impl Fn(&Value) -> bool {
     let flavour = if layers > 0 { "vulkan" } else { "cpu" };

@@ -4,13 +4,13 @@
 
 mod support;
 
-use std::{os::unix::fs::PermissionsExt, time::Duration};
+use std::os::unix::fs::PermissionsExt;
 
 use http_body_util::BodyExt;
 use hyper::{Method, StatusCode};
 use serde_json::{Value, json};
 use support::{
-    daemon::{Daemon, PATIENCE},
+    daemon::{Daemon, until},
     http,
 };
 
@@ -39,20 +39,6 @@ fn endless(extra: &Value) -> Value {
         "stream": true, "logit_bias": never});
     merge(&mut body, extra);
     body
-}
-
-/// Waits until `/v1/status` says so.
-async fn until(daemon: &Daemon, what: &str, holds: impl Fn(&Value) -> bool) -> Value {
-    let started = std::time::Instant::now();
-    loop {
-        let (_, status) = http::get(&daemon.socket, "/v1/status").await;
-        if holds(&status) {
-            return status;
-        }
-        assert!(started.elapsed() < PATIENCE, "never {what}: {status}\n{}", daemon.log_text());
-        // The status has no push form over HTTP.
-        tokio::time::sleep(Duration::from_millis(20)).await;
-    }
 }
 
 #[tokio::test]

@@ -4,13 +4,16 @@ use std::{
     fs,
     path::{Path, PathBuf},
     process::{ExitStatus, Stdio},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
+use serde_json::Value;
 use tokio::{
     io::{AsyncBufReadExt, BufReader, Lines},
     process::{Child, ChildStdout, Command},
 };
+
+use super::http;
 
 /// Longer than anything here takes on a loaded machine; a test that waits this long has failed.
 pub const PATIENCE: Duration = Duration::from_secs(120);
@@ -214,5 +217,19 @@ impl Daemon {
     pub async fn stop(mut self) -> ExitStatus {
         self.signal(rustix::process::Signal::TERM);
         self.ended().await
+    }
+}
+
+/// Waits until `/v1/status` says so.
+pub async fn until(daemon: &Daemon, what: &str, holds: impl Fn(&Value) -> bool) -> Value {
+    let started = Instant::now();
+    loop {
+        let (_, status) = http::get(&daemon.socket, "/v1/status").await;
+        if holds(&status) {
+            return status;
+        }
+        assert!(started.elapsed() < PATIENCE, "never {what}: {status}\n{}", daemon.log_text());
+        // The status has no push form over HTTP.
+        tokio::time::sleep(Duration::from_millis(20)).await;
     }
 }

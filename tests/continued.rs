@@ -23,6 +23,11 @@ fn settings() -> Load {
     Load { lookup: false, ..load(&model()) }
 }
 
+/// With these a draw does not depend on how many rows a step had.
+fn invariant() -> Load {
+    Load { batch_invariant: true, gpu_layers: 0, kv_type_v: "q8_0".to_owned(), ..settings() }
+}
+
 /// The text of the first `count` tokens, which came one by one.
 fn begin(whole: &Answer, count: usize) -> String {
     whole.pieces[..count].concat()
@@ -46,7 +51,7 @@ fn goes_on(asked: &Start, whole: &Answer, load: &Load) {
 
 #[test]
 fn a_greedy_answer_goes_on_with_the_same_bits() {
-    let load = Load { batch_invariant: true, gpu_layers: 0, kv_type_v: "q8_0".to_owned(), ..settings() };
+    let load = invariant();
     let (mut engine, _, _) = Engine::loaded_with(load.clone());
     let prompt = text(&mut engine)[..560].to_vec();
     let asked = Start { sampling: Some(never_ending()), digests: true, ..start(1, prompt.clone(), 40) };
@@ -57,7 +62,7 @@ fn a_greedy_answer_goes_on_with_the_same_bits() {
 
 #[test]
 fn a_sampled_answer_goes_on_with_the_same_draws_penalties_and_biases() {
-    let (mut engine, _, _) = Engine::loaded_with(settings());
+    let (mut engine, _, _) = Engine::loaded_with(invariant());
     let prompt = engine.chat("Write a poem about the sea.");
     let sampling = Sampling {
         temperature: 0.8,
@@ -72,7 +77,7 @@ fn a_sampled_answer_goes_on_with_the_same_draws_penalties_and_biases() {
     let asked = Start { sampling: Some(sampling), ..start(1, prompt, 90) };
     let whole = engine.answer(asked.clone());
     assert!(whole.tokens.len() > 20, "{whole:?}");
-    goes_on(&asked, &whole, &settings());
+    goes_on(&asked, &whole, &invariant());
 }
 
 #[test]
@@ -195,7 +200,7 @@ fn assert_uninterrupted(whole: &[(Answer, u32)]) {
 
 #[test]
 fn an_engine_goes_on_with_the_cache_of_another_and_reads_next_to_nothing() {
-    let load = Load { batch_invariant: true, gpu_layers: 0, kv_type_v: "q8_0".to_owned(), ..settings() };
+    let load = invariant();
     let (memory, begun) = save(&load);
     let mut engine = restored(&load, &memory);
     let whole = resume(&mut engine, &begun);
@@ -209,7 +214,7 @@ fn an_engine_goes_on_with_the_cache_of_another_and_reads_next_to_nothing() {
 
 #[test]
 fn what_does_not_fit_is_left_alone() {
-    let load = Load { batch_invariant: true, gpu_layers: 0, kv_type_v: "q8_0".to_owned(), ..settings() };
+    let load = invariant();
     let (memory, begun) = save(&load);
     let mut bytes = Vec::new();
     (&memory).read_to_end(&mut bytes).expect("read");

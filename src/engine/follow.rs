@@ -7,7 +7,6 @@
 //! ```
 
 use std::{
-    io,
     path::Path,
     process::ExitStatus,
     sync::Arc,
@@ -102,9 +101,10 @@ impl Life<'_> {
         let stranger = |what: &str| Err(End::passed_over(choice, Fault::Stranger, what));
         let theirs = match tokio::time::timeout(HELLO_WITHIN, self.process.next()).await {
             Ok(Ok(Some(frame))) => inner(frame),
-            Ok(Ok(None)) => return Err(self.silent().await),
-            // What the daemon had sent by then was never read.
-            Ok(Err(error)) if error.kind() == io::ErrorKind::ConnectionReset => return Err(self.silent().await),
+            Ok(Ok(None)) => {
+                let how = self.process.status().await.map_or_else(|error| error.to_string(), how);
+                return Err(End::passed_over(choice, Fault::Died, &format!("says nothing: {how}")));
+            }
             Ok(Err(error)) => return stranger(&format!("{none}: {error}")),
             Err(_) => return stranger(&format!("{none}: it says nothing")),
         };
@@ -120,12 +120,6 @@ impl Life<'_> {
         }
         self.expect_layers(&theirs, blocks);
         self.events.send(EngineEvent::Greeted { flavour: theirs.flavour }).await.map_err(|_| End::Shutdown)
-    }
-
-    /// It has closed its end without a word.
-    async fn silent(&mut self) -> End {
-        let how = self.process.status().await.map_or_else(|error| error.to_string(), how);
-        End::passed_over(self.choice, Fault::Died, &format!("says nothing: {how}"))
     }
 
     /// An engine with a GPU has a layer more than the model has blocks, until it says so itself.

@@ -8,6 +8,7 @@ use std::{
     },
     path::Path,
     process::{ExitStatus, Stdio},
+    time::Duration,
 };
 
 use bytes::Bytes;
@@ -30,6 +31,9 @@ use crate::wire::engine::{FromEngine, ToEngine};
 
 /// Longest line of the engine's standard error that is logged.
 const STDERR_LINE: u64 = 2048;
+
+/// Between the end of its socket and its own; a core dump takes the most of it.
+const ENDS_WITHIN: Duration = Duration::from_secs(30);
 
 /// A living engine.
 #[derive(Debug)]
@@ -80,12 +84,16 @@ impl EngineProcess {
         Ok(Self { child, incoming: FramedRead::new(read, frames::codec()) })
     }
 
-    /// The next frame; `None` where the engine has closed its end.
+    /// The next frame; `None` where the engine has closed its end, also with frames that it has not read.
     ///
     /// # Errors
     /// A broken or oversized frame.
     pub async fn next(&mut self) -> io::Result<Option<FromEngine>> {
-        let Some(bytes) = self.incoming.next().await.transpose()? else { return Ok(None) };
+        let bytes = match self.incoming.next().await {
+            None => return Ok(None),
+            Some(Err(error)) if error.kind() == io::ErrorKind::ConnectionReset => return Ok(None),
+            Some(bytes) => bytes?,
+        };
         FromEngine::decode(bytes).map(Some).map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error))
     }
 
@@ -107,11 +115,15 @@ impl EngineProcess {
         self.child.wait().await
     }
 
-    /// How the process ended, once it has closed its end of the socket.
+    /// How the process ended, once it has closed its end of the socket. One that lives on without it is killed.
     ///
     /// # Errors
     /// Those of waiting for it.
     pub async fn status(&mut self) -> io::Result<ExitStatus> {
+        if let Ok(status) = tokio::time::timeout(ENDS_WITHIN, self.child.wait()).await {
+            return status;
+        }
+        self.child.start_kill()?;
         self.child.wait().await
     }
 }

@@ -3,16 +3,13 @@
 //! on the CPU, and slowly. Only its log tells how large its buffers are and where, so that is what is looked at
 //! ([`Buffers`]).
 
-use std::{
-    ffi::{CStr, c_char},
-    path::Path,
-};
+use std::ffi::{CStr, c_char};
 
 use llama_cpp_2::{
     llama_backend::LlamaBackend,
     model::{LlamaModel, params::LlamaModelParams},
 };
-use temperd::{gguf, wire::engine::Load};
+use temperd::{gguf::Weights, wire::engine::Load};
 
 pub mod placed;
 
@@ -73,13 +70,12 @@ pub fn without(params: LlamaModelParams) -> Result<LlamaModelParams, String> {
     params.with_n_gpu_layers(0).with_devices(&[]).map_err(|error| error.to_string())
 }
 
-/// What came to be, by the buffers that llama.cpp told of while it read the weights.
-pub fn placed(backend: &LlamaBackend, buffers: &Buffers, model: &LlamaModel, load: &Load) -> Placed {
-    let weights = gguf::inspect(Path::new(&load.model)).map(|summary| summary.weights).unwrap_or_default();
+/// What came to be, by the buffers that llama.cpp told of while it read these weights.
+pub fn placed(backend: &LlamaBackend, buffers: &Buffers, weights: &Weights, model: &LlamaModel, load: &Load) -> Placed {
     // llama.cpp counts the output layer too.
     let layers = if backend.supports_gpu_offload() { model.n_layer() + 1 } else { 0 };
     let asked = u32::try_from(load.gpu_layers).unwrap_or(layers).min(layers);
-    let placed = Placed::new((layers, asked), &weights, &devices(), buffers);
+    let placed = Placed::new((layers, asked), weights, &devices(), buffers);
     if asked > 0 {
         let Placed { gpu_layers, gpu_bytes, .. } = placed;
         let device = &placed.device;

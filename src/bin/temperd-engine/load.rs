@@ -11,7 +11,10 @@ use llama_cpp_2::{
     llama_batch::LlamaBatch,
     model::{LlamaModel, params::LlamaModelParams},
 };
-use temperd::wire::engine::{Load, Loading, from_engine::Frame};
+use temperd::{
+    gguf::Summary,
+    wire::engine::{Load, Loading, from_engine::Frame},
+};
 
 use crate::{able, contexts::Contexts, elastic, gpu, invariance, link::Link, log::Errors, measure, threads};
 
@@ -173,6 +176,7 @@ pub fn with_threads(mut load: Load) -> (Load, Vec<usize>) {
 
 /// Creates the first context. One with layers on a GPU decodes once: whether its buffers are there is known then, and not
 /// before. Else nothing is read that nobody has asked for. A cache whose cells cannot be moved has all its cells at once.
+/// `summary` is of the model's file, or why there is none.
 ///
 /// # Errors
 /// Why not.
@@ -180,13 +184,14 @@ pub fn context<'model>(
     contexts: &Contexts<'model>,
     load: &Load,
     plan: &Plan,
+    summary: Result<&Summary, String>,
     on_gpu: bool,
 ) -> Result<LlamaContext<'model>, String> {
     let most = contexts.most();
     if plan.elastic {
         // The first context is smaller than the one that was asked for, and would hide what cannot be.
         params(load, 1)?;
-        could_be(load, most)?;
+        could_be(load, summary, most)?;
     }
     let first = if load.first_context > 0 { elastic::rounded(load.first_context) } else { elastic::FIRST };
     let mut context = contexts.make(if plan.elastic { first.min(most) } else { most })?;
@@ -207,10 +212,9 @@ pub fn context<'model>(
 
 /// A cache that grows must not be promised where it could never be: larger than all memory there is. How much of that is
 /// free is another matter, and changes.
-fn could_be(load: &Load, cells: u32) -> Result<(), String> {
-    let summary = temperd::gguf::inspect(Path::new(&load.model)).map_err(|error| error.to_string())?;
+fn could_be(load: &Load, summary: Result<&Summary, String>, cells: u32) -> Result<(), String> {
     let quantised = [&load.kv_type_k, &load.kv_type_v].map(|name| name == "q8_0");
-    let bytes = summary.cache_bytes(cells.into(), quantised).unwrap_or(0);
+    let bytes = summary?.cache_bytes(cells.into(), quantised).unwrap_or(0);
     let memory = rustix::system::sysinfo();
     let all = memory.totalram.saturating_mul(u64::from(memory.mem_unit));
     if bytes > all {

@@ -25,7 +25,7 @@ use crate::{
     contexts::Contexts,
     decode::Decoder,
     embed::{self, Embedder},
-    gpu,
+    gpu::{self, placed::Placed},
     handover::{Handover, Identity, Leaving},
     heap,
     link::{Command, Link},
@@ -100,8 +100,9 @@ fn serve(around: &Surroundings, load: &Load, commands: &Receiver<Command>) -> Re
     gpu::check(backend, load)?;
     load::check(path)?;
 
-    let architecture = gguf::inspect(path).ok().and_then(|summary| summary.architecture);
-    able::writes(&architecture.unwrap_or_default())?;
+    let summary = gguf::inspect(path).map_err(|error| error.to_string());
+    let architecture = summary.as_ref().ok().and_then(|summary| summary.architecture.as_deref());
+    able::writes(architecture.unwrap_or_default())?;
 
     heard.buffers.clear("model");
     errors.clear();
@@ -122,8 +123,10 @@ fn serve(around: &Surroundings, load: &Load, commands: &Receiver<Command>) -> Re
     heard.buffers.clear("KV");
     heard.buffers.clear("compute");
     let on_gpu = load.gpu_layers != 0 && backend.supports_gpu_offload();
-    let context = load::context(&contexts, load, &plan, on_gpu)?;
-    let ready = vitals(around, &context, &plan, ready(around, load, &model, &context));
+    let context = load::context(&contexts, load, &plan, summary.as_ref().map_err(Clone::clone), on_gpu)?;
+    let weights = summary.map(|summary| summary.weights).unwrap_or_default();
+    let placed = gpu::placed(backend, &heard.buffers, &weights, &model, load);
+    let ready = vitals(around, &context, &plan, ready(placed, load, &model, &context));
     let mut cells = Cells::new(context, contexts, &plan);
     let identity = Identity::of(load, plan.slots);
     let found = handover.enter(load.restore, &identity, &mut cells);
@@ -158,8 +161,7 @@ fn attention_facts(backend: &LlamaBackend, model: &LlamaModel, load: &Load) -> a
     }
 }
 
-fn ready(around: &Surroundings, load: &Load, model: &LlamaModel, context: &LlamaContext<'_>) -> Ready {
-    let placed = gpu::placed(&around.backend, &around.heard.buffers, model, load);
+fn ready(placed: Placed, load: &Load, model: &LlamaModel, context: &LlamaContext<'_>) -> Ready {
     Ready {
         allocated_context: context.n_ctx(),
         layers: placed.layers,

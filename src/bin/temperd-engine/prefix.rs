@@ -141,8 +141,11 @@ impl Cache {
 
     /// The sequence in the cache that was used longest ago, and how many tokens it has.
     pub fn oldest(&self) -> Option<(i32, usize)> {
-        let oldest = self.first(|kept| !kept.parked).and_then(|at| self.kept.get(at))?;
-        Some((oldest.slot, oldest.tokens.len()))
+        self.oldest_in_cache().map(|oldest| (oldest.slot, oldest.tokens.len()))
+    }
+
+    fn oldest_in_cache(&self) -> Option<&Kept> {
+        self.first(|kept| !kept.parked).and_then(|at| self.kept.get(at))
     }
 
     /// The place of the one of these that goes first.
@@ -196,8 +199,7 @@ impl Cache {
     /// Rent paid until it equals the price is the rule that costs at most twice what foresight would (ski rental; Karlin
     /// et al., "Competitive snoopy caching", 1988).
     pub fn stale(&self, price: f64) -> bool {
-        let oldest = self.first(|kept| !kept.parked).and_then(|at| self.kept.get(at));
-        oldest.is_some_and(|oldest| self.rent - oldest.since > price)
+        self.oldest_in_cache().is_some_and(|oldest| self.rent - oldest.since > price)
     }
 
     /// How many sequences are kept.

@@ -196,8 +196,7 @@ impl Agenda {
 
     /// The rows by which cells are measured next, and what those took without cells.
     fn deep(&self) -> Option<(usize, f64)> {
-        let rows = *DEEP_ROWS.get(self.cells.points.len())?;
-        let alone = self.rows.points.iter().find(|point| point.0 == rows)?.1;
+        let (rows, alone) = self.deep_rows()?;
         (self.cells.tries.count > 0 || self.cells.spent + alone < ENOUGH).then_some((rows, alone))
     }
 

@@ -87,6 +87,9 @@ struct View<'a> {
     now: Duration,
     /// How much it will have fallen when a step has had its effect.
     fall: Bytes,
+    /// Bytes per second of the last two falls, and seconds of the last.
+    falls: [f64; 2],
+    seconds: f64,
     /// Signs that memory is short already, whatever is available.
     strained: bool,
 }
@@ -99,6 +102,13 @@ impl View<'_> {
     /// Below it a step down is due.
     fn line(&self) -> Bytes {
         if self.strained { self.limits.reserve + self.limits.hysteresis() } else { self.limits.reserve }
+    }
+
+    /// [`View::fall`] where so much of the last one was the engine's copy, which would count twice else: as memory that is
+    /// gone, and as a fall that goes on.
+    fn fall_without(&self, copy: Bytes) -> Bytes {
+        let [before, last] = self.falls;
+        ahead(before, last - copy.0 as f64 / self.seconds)
     }
 
     /// Whether layers are worth a step at all.
@@ -145,20 +155,20 @@ impl MemoryLadder {
 
     fn look<'a>(&mut self, memory: Memory, input: &'a Input<'_>, full: OperatingPoint, limits: &'a Limits) -> View<'a> {
         let swap_free = memory.swap.map(|(free, _)| free);
-        let mut fall = 0.0;
-        let mut ahead = 0.0;
+        let mut falls = [0.0; 2];
+        let mut seconds = 1.0;
         let mut swapping = false;
         if let Some(before) = self.before {
-            let seconds = input.now.saturating_sub(before.at).as_secs_f64().max(1e-3);
-            fall = (before.available - memory.available).0 as f64 / seconds;
-            // The lesser of two falls in a row: one allocation is no trend.
-            ahead = fall.min(before.fall) * AHEAD.as_secs_f64();
+            seconds = input.now.saturating_sub(before.at).as_secs_f64().max(1e-3);
+            falls = [before.fall, (before.available - memory.available).0 as f64 / seconds];
             swapping = memory.major_faults > 0 && swap_free < before.swap_free;
         }
+        let [before, fall] = falls;
         self.before = Some(Before { at: input.now, available: memory.available, swap_free, fall });
         let low_swap = memory.swap.is_some_and(|(free, all)| all > Bytes(0) && free <= all.percent(LOW_SWAP_PERCENT));
         let strained = memory.alloc_stalls > 0 || swapping || low_swap;
-        View { memory, engine: &input.engine, full, limits, now: input.now, fall: bytes(ahead), strained }
+        let fall = ahead(before, fall);
+        View { memory, engine: &input.engine, full, limits, now: input.now, fall, falls, seconds, strained }
     }
 
     fn descend(&mut self, view: &View<'_>) {
@@ -184,7 +194,7 @@ impl MemoryLadder {
         let pending = self.frees(self.at, self.cache, self.layers, view);
         let copy = self.copy(pending, view);
         let near = available < view.limits.reserve + view.limits.hysteresis();
-        let fall = if near { view.fall } else { Bytes(0) };
+        let fall = if near { view.fall_without(copy) } else { Bytes(0) };
         if available + pending + copy - fall >= view.line() {
             return;
         }
@@ -381,7 +391,9 @@ fn grow_to(input: &Input<'_>, bound: OperatingPoint, limits: &Limits) -> u32 {
     engine.allocated_context.saturating_add(more).min(bound.context)
 }
 
+/// How far it falls within [`AHEAD`], by two falls in a row in bytes per second: the lesser, since one allocation is no
+/// trend.
 #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "no negative; saturates")]
-fn bytes(amount: f64) -> Bytes {
-    Bytes(amount.max(0.0) as u64)
+fn ahead(before: f64, last: f64) -> Bytes {
+    Bytes((before.min(last) * AHEAD.as_secs_f64()).max(0.0) as u64)
 }

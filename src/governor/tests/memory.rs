@@ -91,6 +91,20 @@ fn the_copy_that_a_step_makes_is_no_reason_for_another() {
 }
 
 #[test]
+fn the_copy_that_a_step_makes_is_no_fall_that_goes_on() {
+    let mut bench = Bench::new();
+    bench.step(low(1600, |_| ()));
+    // Others have taken 300 MiB in a second; what the step gives back is enough for that.
+    assert_eq!(bench.step(low(1300, |_| ())).cache, Cache::Shrunk);
+    assert_eq!(bench.step(low(1300 - 125, |_| ())).cache, Cache::Shrunk);
+    // What falls on when the cells are back is a fall.
+    let gone = |engine: &mut Engine| engine.allocated_context = 2048;
+    assert_eq!(bench.step(low(1300 + 256, gone)).cache, Cache::Shrunk);
+    bench.step(low(1300 + 206, gone));
+    assert_eq!(bench.step(low(1300 + 156, gone)).cache, Cache::LiveOnly);
+}
+
+#[test]
 fn critical_holds_at_once_and_unloads_if_that_does_not_help() {
     let mut bench = Bench::new();
     let decision = bench.step(low(700, |_| ()));

@@ -101,4 +101,6 @@ pub enum Failure {
         /// Tokens of its KV cache.
         context: u32,
     },
+    /// There is another file of the model, or an operator wants it tried: what failed before says nothing of it.
+    Over,
 }

@@ -41,7 +41,32 @@ fn one_crash_may_be_chance_two_are_not() {
     assert_eq!(bench.steps(700, |_| ()).point, limits().full(33));
     assert_eq!(bench.step(crashed).point, limits().full(33), "the other was too long ago");
     let decision = bench.step(crashed);
-    assert_eq!((decision.point.gpu_layers, codes(&decision)), (24, vec![Code::Crashed]));
+    let expected = OperatingPoint { gpu_layers: 0, ..limits().full(33) };
+    assert_eq!((decision.point, codes(&decision)), (expected, vec![Code::Crashed]));
+}
+
+#[test]
+fn crashes_take_the_gpu_away_and_it_comes_back_as_it_was() {
+    let mut bench = Bench::new();
+    // So many layers as could be loaded.
+    bench.step(loaded(33, 8192));
+    let crash = |gpu_layers| {
+        move |input: &mut Input<'static>| {
+            input.failures = Vec::leak(vec![Failure::Crash { gpu_layers, context: 8192 }]);
+        }
+    };
+    bench.step(crash(24));
+    assert_eq!(bench.step(crash(24)).point.gpu_layers, 0);
+    // On the CPU it takes less context.
+    bench.step(crash(0));
+    assert_eq!(bench.step(crash(0)).point, OperatingPoint { gpu_layers: 0, context: 6144, ..limits().full(33) });
+    assert_eq!(bench.steps(601, |_| ()).point, OperatingPoint { gpu_layers: 0, ..limits().full(33) });
+
+    let mut bench = Bench::new();
+    bench.step(loaded(33, 8192));
+    bench.step(crash(24));
+    assert_eq!(bench.step(crash(24)).point.gpu_layers, 0);
+    assert_eq!(bench.steps(601, |_| ()).point.gpu_layers, 24, "not more than could be loaded");
 }
 
 #[test]
@@ -59,4 +84,12 @@ fn it_is_tried_again_later_and_later() {
     bench.steps(4801, |_| ());
     bench.step(loaded(33, 8192));
     assert_eq!(bench.steps(601, |_| ()).point.gpu_layers, 33);
+}
+
+#[test]
+fn another_file_is_tried_as_if_nothing_had_failed() {
+    let mut bench = Bench::new();
+    (0..8).for_each(|_| drop(bench.step(loaded(0, 256))));
+    assert_eq!(bench.step(|input| input.failures = &[Failure::Over]).point, limits().full(33));
+    assert_eq!(bench.step(crashed).point, limits().full(33), "nor is there a crash before this one");
 }

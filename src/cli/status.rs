@@ -124,6 +124,7 @@ fn page(status: &v1::Status) -> String {
         let why = match pause.reason.as_str() {
             "gpu_layers" => "the model is loaded with another number of GPU layers",
             "context" => "the model is loaded with more context",
+            "leak" => "the engine took too much memory, and another takes its place",
             "crashed" => "the engine has crashed, and another takes its place",
             "loading" => "the model is being loaded again",
             other => other,
@@ -137,6 +138,7 @@ fn in_words(reason: &str) -> &str {
     match reason {
         "model_none" => "there is no model",
         "model_loading" => "the model is being loaded",
+        "engine_crashed" => "the last engine ended by itself",
         "model_failed" => "the model could not be loaded",
         "model_unloaded" => "the model is unloaded",
         "hold" => "nothing new starts",

@@ -35,11 +35,12 @@ pub(super) async fn announce(mut status: watch::Receiver<v1::Status>, socket: Pa
     }
 }
 
-/// Why there is no model, where none is on its way.
+/// Why there is no model, where none is on its way, or the last engine has not lived to load it.
 fn why_not(status: &v1::Status) -> Option<String> {
     let model = status.model.as_ref()?;
     match model.state.as_str() {
         "failed" => Some(model.error.clone().unwrap_or_default()),
+        "loading" => model.error.clone(),
         "unloaded" if !status.ready => Some(status.reasons.join(", ")),
         _ => None,
     }

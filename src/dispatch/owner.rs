@@ -92,7 +92,7 @@ impl Owner {
             slots: Slots::default(),
             dropped: FuturesUnordered::new(),
             leaves: FuturesUnordered::new(),
-            model: Model::Loading,
+            model: Model::Loading { crashed: None },
             orders,
             pause: None,
             load_began: None,

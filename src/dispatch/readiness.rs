@@ -5,8 +5,8 @@ use crate::governor::Admit;
 /// Where the model is.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Model {
-    /// A process reads it.
-    Loading,
+    /// A process reads it, or will; `crashed` says how the last one came to its end, where that was by itself.
+    Loading { crashed: Option<String> },
     /// Requests can run.
     Ready,
     /// It cannot be had; the reason.
@@ -19,7 +19,7 @@ impl Model {
     /// As the status writes it.
     pub(super) fn as_str(&self) -> &'static str {
         match self {
-            Self::Loading => "loading",
+            Self::Loading { .. } => "loading",
             Self::Ready => "ready",
             Self::Failed(_) => "failed",
             Self::Unloaded { .. } => "unloaded",
@@ -30,6 +30,7 @@ impl Model {
     pub(super) fn error(&self) -> Option<String> {
         match self {
             Self::Failed(reason) => Some(reason.clone()),
+            Self::Loading { crashed } => crashed.clone(),
             _ => None,
         }
     }
@@ -43,12 +44,13 @@ pub(super) fn reasons(draining: bool, model: &Model, admit: Admit) -> Vec<String
     }
     let held = (admit != Admit::Run).then_some("hold");
     let model = match model {
-        Model::Ready | Model::Unloaded { asleep: true } => None,
-        Model::Loading => Some("model_loading"),
-        Model::Failed(_) => Some("model_failed"),
-        Model::Unloaded { asleep: false } => Some("model_unloaded"),
+        Model::Ready | Model::Unloaded { asleep: true } => &[][..],
+        Model::Loading { crashed: None } => &["model_loading"],
+        Model::Loading { crashed: Some(_) } => &["model_loading", "engine_crashed"],
+        Model::Failed(_) => &["model_failed"],
+        Model::Unloaded { asleep: false } => &["model_unloaded"],
     };
-    held.into_iter().chain(model).map(Into::into).collect()
+    held.iter().chain(model).map(|reason| (*reason).to_owned()).collect()
 }
 
 #[cfg(test)]
@@ -64,7 +66,8 @@ mod tests {
             (unloaded(true), Admit::Run, &[]),
             (unloaded(false), Admit::Unload, &["hold", "model_unloaded"]),
             (unloaded(false), Admit::Run, &["model_unloaded"]),
-            (Model::Loading, Admit::Run, &["model_loading"]),
+            (Model::Loading { crashed: None }, Admit::Run, &["model_loading"]),
+            (Model::Loading { crashed: Some("by signal 6".into()) }, Admit::Run, &["model_loading", "engine_crashed"]),
             (Model::Failed("it is torn".into()), Admit::Run, &["model_failed"]),
         ] {
             assert_eq!(reasons(false, &model, admit), expected, "{model:?}, {admit:?}");

@@ -27,7 +27,10 @@ impl Owner {
             EngineEvent::Loading => {
                 self.parts.view.send_modify(|view| view.failed = None);
                 self.load_began = Some(now());
-                self.model = Model::Loading;
+                // Another try: why the last one was in vain stays known until one is not.
+                if !matches!(self.model, Model::Loading { .. }) {
+                    self.model = Model::Loading { crashed: None };
+                }
                 self.flavour("");
                 // One after an unload is announced too: what ran before waits for it.
                 let reason = self.pause.take().map_or_else(|| "loading".to_owned(), |pause| pause.reason);
@@ -59,12 +62,13 @@ impl Owner {
                         engine.restarts += 1;
                     }
                 });
-                self.model = Model::Loading;
+                self.model = Model::Loading { crashed: Some(reason) };
                 self.pause("crashed");
             }
             EngineEvent::Changing(change) => {
                 self.engine_gone(None);
-                self.model = if change.goes_on() { Model::Loading } else { Model::Unloaded { asleep: false } };
+                self.model =
+                    if change.goes_on() { Model::Loading { crashed: None } } else { Model::Unloaded { asleep: false } };
                 self.pause = None;
                 if change.goes_on() {
                     self.pause(change.as_str());

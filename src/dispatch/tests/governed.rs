@@ -86,6 +86,97 @@ async fn planned_ends_speak_against_nobody_and_announce_a_pause() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn while_engines_keep_dying_it_says_why_and_holds_what_comes() {
+    let mut rig = Rig::ready(2, 2).await;
+    let running = rig.submit("a").await.expect("admitted");
+    rig.started().await;
+    let ended = || EngineEvent::Ended { reason: "the engine was ended by signal 6".into() };
+    rig.ends(ended()).await;
+    let mut waiting = vec![rig.submit("b").await.expect("queued"), rig.submit("c").await.expect("queued")];
+    for _ in 0..3 {
+        // Also while another is tried.
+        rig.event(EngineEvent::Loading).await;
+        rig.settle().await;
+        let status = rig.status.get();
+        assert_eq!((status.ready, status.reasons), (false, vec!["model_loading".into(), "engine_crashed".into()]));
+        let model = status.model.expect("a model");
+        assert_eq!(
+            (model.state.as_str(), model.error.as_deref()),
+            ("loading", Some("the engine was ended by signal 6"))
+        );
+        assert_eq!(rig.submit("d").await.expect_err("there is no room").code, ErrorCode::QueueFull);
+        rig.event(ended()).await;
+    }
+    rig.load().await;
+    let status = rig.status.get();
+    assert_eq!((status.ready, status.model.expect("a model").error), (true, None));
+    waiting.insert(0, running);
+    for ticket in waiting {
+        let start = rig.started().await;
+        rig.says(start.sequence, "x", Some("stop")).await;
+        assert_eq!(ticket.outcome().await.outcome, "completed", "nothing of it was lost, and nobody is to blame");
+    }
+}
+
+/// What an engine may make up, of sequences that run and of others.
+fn made_up() -> impl Strategy<Value = EngineEvent> {
+    let reason = prop::option::of(prop::sample::select(vec!["", "stop", "length", "cancelled", "error", "?"]));
+    let vectors = prop::collection::vec(prop::collection::vec(any::<f32>(), 0..3), 0..3);
+    let numbers = prop::option::of((any::<u32>(), any::<u32>()));
+    let drawn = (any::<bool>(), 0_u64..4, prop::collection::vec(any::<u32>(), 0..4), reason, vectors, numbers);
+    drawn.prop_map(|(embeds, sequence, tokens, reason, vectors, numbers)| {
+        let finished = reason.map(|reason| Finished { reason: reason.into(), drafted: 1, ..Finished::default() });
+        if embeds {
+            let vectors = vectors.into_iter().map(|values| Vector { values }).collect();
+            let (limit, actual) = numbers.unzip();
+            return EngineEvent::Embedded(Embedded { sequence, vectors, finished, limit, actual });
+        }
+        let output = SequenceOutput {
+            sequence,
+            text: "?".repeat(tokens.len()),
+            tokens,
+            cached_tokens: numbers.map(|(cached, _)| cached),
+            finished,
+            ..SequenceOutput::default()
+        };
+        EngineEvent::Step(Step { outputs: vec![output.clone(), output] })
+    })
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(64))]
+
+    /// Whatever an engine says, each request has one outcome, and the next engine finds a daemon that works.
+    #[test]
+    fn no_nonsense_of_an_engine_loses_a_request(events in prop::collection::vec(made_up(), 0..12)) {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build();
+        runtime.expect("a runtime").block_on(async {
+            let mut rig = Rig::ready(2, 4).await;
+            let tickets = [rig.submit("a").await.expect("admitted"), rig.submit("b").await.expect("admitted")];
+            for event in events {
+                rig.event(event).await;
+            }
+            rig.settle().await;
+            rig.crash().await;
+            let next = rig.submit("c").await.expect("admitted");
+            for ticket in tickets.into_iter().chain([next]) {
+                loop {
+                    rig.settle().await;
+                    match rig.frames.try_recv() {
+                        Ok(Frame::Start(start)) => rig.says(start.sequence, "x", Some("stop")).await,
+                        _ => break,
+                    }
+                }
+                ticket.outcome().await;
+            }
+            rig.settle().await;
+            let status = rig.status.get();
+            assert_eq!((status.running, status.queue.expect("a queue").depth), (Some(0), 0));
+        });
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn held_requests_wait_and_those_that_run_finish() {
     let mut rig = Rig::ready(2, 1).await;
     let running = rig.submit("a").await.expect("admitted");

@@ -17,7 +17,7 @@ use crate::{
     engine::{
         EngineHandle,
         operate::{Orders, Vitals},
-        supervisor::Supervisor,
+        supervisor::{Supervisor, Tolerance},
     },
     keeper::{self, report::Readings},
     request::check::Bounds,
@@ -105,6 +105,7 @@ pub async fn run(config: Config) -> Result<(), DaemonError> {
         metrics: metrics.clone(),
         orders,
         vitals: vitals_sender,
+        tolerance: Tolerance::default(),
     };
     let supervisor = tokio::spawn(async move {
         // No model is loaded into memory that is not there.

@@ -5,8 +5,8 @@
 //!        │ SIGHUP, file changed        ▼
 //!   Starting ─ Vocabulary ─ Ready    Failed
 //!     ▲  ▲ ▲                │ │ │      │
-//!     │  │ └── back-off ◀ crash │ │    └── SIGHUP, file changed ──▶ Starting
-//!     │  └───── other layers ◀──┘ │
+//!     │  │ └── back-off ◀ crash, hang  └── SIGHUP, file changed ──▶ Starting
+//!     │  └─ other layers, a leak ◀┘ │
 //!     └─ run, a request ── Unloaded
 //! ```
 //! Starting is one process for each flavour that is tried ([`flavours`]). [`supervisor`] walks these states, by what it sees and by the governor's [`operate::Orders`], and tells the dispatcher
@@ -28,16 +28,21 @@ use crate::{
     },
 };
 
+pub mod backoff;
+pub mod binaries;
 pub mod flavours;
 mod follow;
 pub mod frames;
+pub mod growth;
 pub mod handover;
+pub mod kernel;
 mod load;
 pub mod locate;
 pub mod operate;
 pub mod plan;
 mod prefixes;
 pub mod process;
+pub mod pulse;
 pub mod supervisor;
 pub mod watch;
 
@@ -214,6 +219,11 @@ impl EngineHandle {
             Ok(Tokenised { error: Some(error), .. }) => Err(TokeniseError::Engine(error)),
             Ok(answer) => Ok(answer),
         }
+    }
+
+    /// Whether anybody waits for tokens.
+    pub(crate) fn is_tokenising(&self) -> bool {
+        !self.lock().tokenising.is_empty()
     }
 
     /// Hands an answer to whoever asked for it.

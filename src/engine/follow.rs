@@ -1,8 +1,8 @@
-//! The life of one engine, from its hello to its end: frames come in, orders go out.
+//! The life of one engine, from its hello to its end: frames come in, orders go out, and it is looked at ([`looks`]).
 //!
 //! ```text
-//!   hello ── loading ── ready ── frames, orders ──▶ ended by itself
-//!                                  │ orders it cannot meet
+//!   hello ── loading ── ready ── frames, orders ──▶ ended by itself, or by us: it hangs, or sends nonsense
+//!                                  │ orders it cannot meet, a leak
 //!                                  └── Save, where something lives and memory allows ── Saved ──▶ ended on purpose
 //! ```
 
@@ -19,6 +19,7 @@ use super::{
     EngineEvent, EngineHandle,
     flavours::{Choice, Fault},
     frames,
+    growth::{self, Growth},
     handover::Handover,
     inner,
     load::is_out_of_memory,
@@ -35,11 +36,11 @@ use crate::{
     wire::engine::{Hello, LoadFailed, Log, Operate, Ready, Saved, from_engine::Frame},
 };
 
-/// An engine says hello as soon as it runs.
-const HELLO_WITHIN: Duration = Duration::from_secs(10);
 /// How long an engine may take to write its state: seconds for gigabytes, and the step that runs before it. Prompts are
 /// read again where it takes longer.
 const SAVED_WITHIN: Duration = Duration::from_secs(20);
+
+pub(super) mod looks;
 
 /// An engine, and what it lives by.
 pub(super) struct Life<'a> {
@@ -58,7 +59,12 @@ pub(super) struct Life<'a> {
     pub(super) lacks_device: bool,
     pub(super) process: EngineProcess,
     pub(super) started: Instant,
+    /// Whether it has told its vocabulary.
+    pub(super) told: bool,
     pub(super) ready_since: Option<Instant>,
+    pub(super) looks: looks::Looks,
+    pub(super) growth: &'a mut Growth,
+    pub(super) may_have: &'a growth::Bounds,
     /// What it was last told.
     pub(super) operated: Option<Operate>,
     /// What it saves its state for, and until when.
@@ -66,12 +72,13 @@ pub(super) struct Life<'a> {
 }
 
 impl Life<'_> {
-    /// From hello to the end.
-    pub(super) async fn run(mut self, blocks: Option<u64>) -> End {
+    /// From hello to the end, with a model of so many blocks in a file of so many bytes.
+    pub(super) async fn run(mut self, blocks: Option<u64>, bytes: u64) -> End {
         if let Err(end) = self.greet(blocks).await {
             let _status = self.process.end().await;
             return end;
         }
+        self.looks.loads(bytes);
         loop {
             let saved_by = self.saving.map(|(_, until)| until);
             let end = tokio::select! {
@@ -81,6 +88,7 @@ impl Life<'_> {
                     Err(error) => Some(self.by_itself(format!("the engine sent a frame that cannot be read: {error}"))),
                 },
                 Ok(()) = self.orders.changed() => self.ordered().await,
+                elapsed = self.looks.next() => self.look(elapsed).await,
                 () = sleep_until(saved_by) => {
                     log::warn!(target: "temperd::engine", "the engine does not save its state in time");
                     self.saving.map(|(change, _)| End::Changed(change))
@@ -99,19 +107,25 @@ impl Life<'_> {
     async fn greet(&mut self, blocks: Option<u64>) -> Result<(), End> {
         let (choice, none) = (self.choice, "is no temperd-engine");
         let stranger = |what: &str| Err(End::passed_over(choice, Fault::Stranger, what));
-        let theirs = match tokio::time::timeout(HELLO_WITHIN, self.process.next()).await {
-            Ok(Ok(Some(frame))) => inner(frame),
-            Ok(Ok(None)) => {
-                let how = self.process.status().await.map_or_else(|error| error.to_string(), how);
-                return Err(End::passed_over(choice, Fault::Died, &format!("says nothing: {how}")));
+        let died = |how: String| End::passed_over(choice, Fault::Died, &format!("says nothing: {how}"));
+        let frame = loop {
+            tokio::select! {
+                frame = self.process.next() => break frame,
+                elapsed = self.looks.next() => if let Some(hangs) = self.looks.look(elapsed, self.process.pid()) {
+                    return Err(died(hangs.to_string()));
+                },
             }
-            Ok(Err(error)) => return stranger(&format!("{none}: {error}")),
-            Err(_) => return stranger(&format!("{none}: it says nothing")),
+        };
+        let theirs = match frame {
+            Ok(Some(frame)) => inner(frame),
+            Ok(None) => return Err(died(self.process.status().await.map_or_else(|error| error.to_string(), how))),
+            Err(error) => return stranger(&format!("{none}: {error}")),
         };
         let Some(Frame::Hello(theirs)) = theirs else { return stranger(none) };
         if theirs.protocol != frames::PROTOCOL || theirs.build != frames::BUILD {
             return stranger(&format!(
-                "is of build {} (protocol {}), the daemon of {} ({}): install both from one package",
+                "is of build {} (protocol {}), the daemon of {} ({}): restart temperd after an upgrade, or install both \
+                 from one package",
                 theirs.build,
                 theirs.protocol,
                 frames::BUILD,
@@ -134,9 +148,15 @@ impl Life<'_> {
     }
 
     async fn frame(&mut self, frame: Option<Frame>) -> Option<End> {
-        let event = match frame? {
+        let frame = frame?;
+        self.looks.heard(&frame);
+        if let Some(nonsense) = self.nonsense(&frame) {
+            return Some(self.by_itself(format!("the engine sent a frame that makes no sense: {nonsense}")));
+        }
+        let event = match frame {
             Frame::Vocabulary(vocabulary) => match Prompter::new(&vocabulary) {
                 Ok(prompter) => {
+                    self.told = true;
                     let prompter = Arc::new(prompter);
                     prefixes::tell(&self.config.system_prompts, self.state_directory, &prompter, self.handle);
                     EngineEvent::Vocabulary(prompter)
@@ -166,14 +186,32 @@ impl Life<'_> {
                 forward(&line);
                 return None;
             }
-            Frame::Hello(_) | Frame::Loading(_) => return None,
+            Frame::Hello(_) | Frame::Loading(_) | Frame::Busy(_) => return None,
         };
         self.events.send(event).await.is_err().then_some(End::Shutdown)
+    }
+
+    /// What is wrong with a frame by what came before it. Where a model is loaded once, a second outcome of the load could
+    /// end requests that run; and numbers that are none would reach the governor.
+    fn nonsense(&self, frame: &Frame) -> Option<&'static str> {
+        let ready = self.ready_since.is_some();
+        match frame {
+            Frame::Vocabulary(_) | Frame::Ready(_) | Frame::LoadFailed(_) if ready => {
+                Some("its model was loaded before")
+            }
+            Frame::Ready(_) if !self.told => Some("it is ready without a vocabulary"),
+            Frame::Ready(ready) if ready.context == 0 => Some("it has no context"),
+            Frame::Heartbeat(beat) if !(beat.at_s.is_finite() && beat.computed_s.is_finite()) => {
+                Some("its clock has no time")
+            }
+            _ => None,
+        }
     }
 
     /// The operating point is in force before the first request comes.
     async fn ready(&mut self, ready: Ready) -> Option<End> {
         self.ready_since = Some(Instant::now());
+        self.looks.serves();
         self.handover.forget();
         *self.scarce &= self.plan.context < self.config.context;
         let lacks_device = self.lacks_device && ready.layers == 0;
@@ -184,6 +222,8 @@ impl Life<'_> {
             vitals.is_ready(&ready, self.started.elapsed(), self.plan.most_layers());
             vitals.lacks_device = lacks_device;
         });
+        // What it has now is what it began with.
+        self.leaks(Duration::ZERO);
         let orders = *self.orders.borrow();
         self.operate(&orders).await;
         if self.events.send(EngineEvent::Ready(ready)).await.is_err() {
@@ -209,7 +249,12 @@ impl Life<'_> {
             }
             return None;
         };
-        if change.goes_on() && self.can_save(&orders) && self.handle.save().await {
+        self.change(change, &orders).await
+    }
+
+    /// Has another engine take the place of this one, with its state where that can be.
+    async fn change(&mut self, change: Change, orders: &Orders) -> Option<End> {
+        if change.goes_on() && self.can_save(orders) && told(self.looks.patience(), self.handle.save()).await {
             self.saving = Some((change, Instant::now() + SAVED_WITHIN));
             return None;
         }
@@ -219,7 +264,9 @@ impl Life<'_> {
     /// Tells the engine its part of the operating point, where that is another.
     async fn operate(&mut self, orders: &Orders) {
         let operate = orders.to_engine();
-        if self.operated.as_ref() != Some(&operate) && self.handle.operate(operate.clone()).await {
+        if self.operated.as_ref() != Some(&operate)
+            && told(self.looks.patience(), self.handle.operate(operate.clone())).await
+        {
             self.operated = Some(operate);
         }
     }
@@ -284,6 +331,11 @@ impl Life<'_> {
         };
         End::Ended { reason, ready_for, had }
     }
+}
+
+/// Whether it could be told. One that does not read any more must not keep us from looking at it.
+async fn told(patience: Duration, telling: impl Future<Output = bool>) -> bool {
+    tokio::time::timeout(patience, telling).await.unwrap_or(false)
 }
 
 /// Never, where there is nothing to wait for.

@@ -19,15 +19,20 @@ const INSTALLED: &str = "/usr/lib/temperd";
 pub struct NotFound(pub Vec<PathBuf>);
 
 /// The engines of the first place that has any, in the order in which they are to be tried for layers on a GPU; without
-/// such layers (`gpu`), the one for the CPU first. `configured` alone where it is given.
+/// such layers (`gpu`), the one for the CPU first. `configured` alone where it is given. `is_there` says whether a path has
+/// one, as [`is_executable`] does of the disk.
 ///
 /// One place, since the flavours of a build belong together: an older package's would not speak to this daemon.
 ///
 /// # Errors
 /// The places that were looked at.
-pub fn flavours(configured: Option<&Path>, gpu: bool) -> Result<Vec<PathBuf>, NotFound> {
+pub fn flavours(
+    configured: Option<&Path>,
+    gpu: bool,
+    is_there: impl Fn(&Path) -> bool,
+) -> Result<Vec<PathBuf>, NotFound> {
     let places = places(configured, env::current_exe().ok().as_deref(), gpu);
-    first(&places, is_executable).ok_or_else(|| NotFound(places.concat()))
+    first(&places, is_there).ok_or_else(|| NotFound(places.concat()))
 }
 
 /// What is there of the first place that has anything.
@@ -54,7 +59,9 @@ fn places(configured: Option<&Path>, own: Option<&Path>, gpu: bool) -> Vec<Vec<P
         .collect()
 }
 
-fn is_executable(path: &Path) -> bool {
+/// Whether a file is there that we may execute.
+#[must_use]
+pub fn is_executable(path: &Path) -> bool {
     path.is_file() && access(path, Access::EXEC_OK).is_ok()
 }
 
@@ -98,11 +105,12 @@ mod tests {
     fn only_an_executable_file_counts() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("engine");
-        assert_eq!(flavours(Some(&path), true), Err(NotFound(vec![path.clone()])));
+        let on_disk = |path: &Path| flavours(Some(path), true, is_executable);
+        assert_eq!(on_disk(&path), Err(NotFound(vec![path.clone()])));
         fs::write(&path, "").unwrap();
-        assert!(flavours(Some(&path), true).unwrap_err().to_string().contains("engine.path"));
+        assert!(on_disk(&path).unwrap_err().to_string().contains("engine.path"));
         fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).unwrap();
-        assert_eq!(flavours(Some(&path), true), Ok(vec![path.clone()]));
-        assert!(flavours(Some(folder.path()), true).is_err());
+        assert_eq!(on_disk(&path), Ok(vec![path.clone()]));
+        assert!(on_disk(folder.path()).is_err());
     }
 }

@@ -22,6 +22,8 @@ pub enum Change {
     GpuLayers,
     /// More context than it was loaded for.
     Context,
+    /// It takes more memory than its model and its operating point explain.
+    Leak,
     /// Memory is needed, or an operator wants it.
     Unload,
     /// Nobody has asked anything for long.
@@ -35,6 +37,7 @@ impl Change {
         match self {
             Self::GpuLayers => "gpu_layers",
             Self::Context => "context",
+            Self::Leak => "leak",
             Self::Unload => "unload",
             Self::Sleep => "idle",
         }
@@ -43,7 +46,7 @@ impl Change {
     /// Whether another engine takes its place at once.
     #[must_use]
     pub fn goes_on(self) -> bool {
-        matches!(self, Self::GpuLayers | Self::Context)
+        matches!(self, Self::GpuLayers | Self::Context | Self::Leak)
     }
 }
 

@@ -26,7 +26,7 @@ use tokio::{
 };
 use tokio_util::codec::{FramedRead, FramedWrite, LengthDelimitedCodec};
 
-use super::{frames, handover::Handover};
+use super::{binaries::Program, frames, handover::Handover};
 use crate::wire::engine::{FromEngine, ToEngine};
 
 /// Longest line of the engine's standard error that is logged.
@@ -43,13 +43,13 @@ pub struct EngineProcess {
 }
 
 impl EngineProcess {
-    /// Starts the binary, with what it inherits. Frames that come out of `outgoing` are written to it, until the channel
-    /// or the process closes.
+    /// Starts the program, with what it inherits: the file that is kept open, and where that cannot be (no `/proc`), what is
+    /// at its path. Frames that come out of `outgoing` are written to it, until the channel or the process closes.
     ///
     /// # Errors
     /// Where the process cannot be started.
     pub fn spawn(
-        binary: &Path,
+        program: &Program<'_>,
         environment: &[(&str, &str)],
         handover: &Handover,
         outgoing: mpsc::Receiver<ToEngine>,
@@ -58,21 +58,33 @@ impl EngineProcess {
         ours.set_nonblocking(true)?;
         let (read, write) = UnixStream::from_std(ours)?.into_split();
         let numbers = handover.inherited().map(|(name, file)| (name, file.as_raw_fd().to_string()));
-        let mut command = Command::new(binary);
-        command
-            .envs(environment.iter().copied())
-            .envs(numbers)
-            .stdin(Stdio::from(OwnedFd::from(theirs)))
-            .stdout(Stdio::null())
-            .stderr(Stdio::piped())
-            // Ctrl-C in a terminal goes to the whole group: the daemon drains, and needs its engine for that.
-            .process_group(0)
-            .kill_on_drop(true);
+        let environment: Vec<_> =
+            environment.iter().map(|(name, value)| (*name, (*value).to_owned())).chain(numbers).collect();
+        let start = |name: &Path, stdin: OwnedFd| {
+            Command::new(name)
+                .arg0(program.path)
+                .envs(environment.iter().map(|(name, value)| (name, value)))
+                .stdin(Stdio::from(stdin))
+                .stdout(Stdio::null())
+                .stderr(Stdio::piped())
+                // Ctrl-C in a terminal goes to the whole group: the daemon drains, and needs its engine for that.
+                .process_group(0)
+                .kill_on_drop(true)
+                .spawn()
+        };
+        let theirs = OwnedFd::from(theirs);
         // No other process is started by this one, so nobody else inherits them meanwhile.
         for (_, file) in handover.inherited() {
             fcntl_setfd(file, FdFlags::empty())?;
         }
-        let spawned = command.spawn();
+        let spawned = match program.by_descriptor() {
+            Some(kept) => start(&kept, theirs.try_clone()?).or_else(|error| {
+                log::warn!(target: "temperd::engine", path:% = program.path.display();
+                    "what is kept open does not start, what is at its path is tried: {error}");
+                start(program.path, theirs)
+            }),
+            None => start(program.path, theirs),
+        };
         for (_, file) in handover.inherited() {
             fcntl_setfd(file, FdFlags::CLOEXEC)?;
         }

@@ -12,15 +12,18 @@ use tokio::sync::{Notify, mpsc, watch};
 
 use super::{
     EngineEvent, EngineHandle,
+    backoff::Backoff,
+    binaries::Binaries,
     flavours::{Choice, Exhausted, Fault, Flavours},
-    follow::Life,
+    follow::{Life, looks::Looks},
     frames,
+    growth::{self, Growth},
     handover::Handover,
     load::{environment, load},
-    locate,
     operate::{Orders, Vitals},
     plan::{self, Change, Plan},
     process::EngineProcess,
+    pulse,
     watch::FileWatch,
 };
 use crate::{
@@ -29,14 +32,6 @@ use crate::{
     telemetry::metrics::Metrics,
     wire::engine::{Hello, to_engine},
 };
-
-/// Between the end of an engine and the start of the next: doubled each time, up to [`BACKOFF_MAX`].
-const BACKOFF_MIN: Duration = Duration::from_millis(250);
-const BACKOFF_MAX: Duration = Duration::from_secs(30);
-/// An engine that was ready for this long starts the back-off anew.
-const STEADY: Duration = Duration::from_secs(60);
-/// Engines that may end while they load before the supervisor waits for a change.
-const LOAD_ATTEMPTS: u32 = 3;
 
 /// What the supervisor works with.
 #[derive(Debug)]
@@ -57,6 +52,17 @@ pub struct Supervisor {
     pub orders: watch::Receiver<Orders>,
     /// How the engine is; the governor's shell reads it.
     pub vitals: watch::Sender<Vitals>,
+    /// Beyond it an engine that lives is given up.
+    pub tolerance: Tolerance,
+}
+
+/// What is put up with in an engine.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Tolerance {
+    /// Before it is taken to hang.
+    pub silence: pulse::Bounds,
+    /// Before it is taken to leak.
+    pub memory: growth::Bounds,
 }
 
 /// How one engine came to its end.
@@ -84,10 +90,12 @@ impl End {
 }
 
 /// What outlives an engine.
+#[derive(Default)]
 struct Between {
-    backoff: Duration,
-    failed_loads: u32,
+    backoff: Backoff,
     handover: Handover,
+    growth: Growth,
+    binaries: Binaries,
     /// Whether the configured context could not be loaded.
     scarce: bool,
     /// Whether the last engine was ended so that another goes on with what ran in it.
@@ -96,17 +104,6 @@ struct Between {
 }
 
 impl Between {
-    fn new() -> Self {
-        Self {
-            backoff: BACKOFF_MIN,
-            failed_loads: 0,
-            handover: Handover::default(),
-            scarce: false,
-            replacing: false,
-            flavours: Flavours::default(),
-        }
-    }
-
     /// What the end of an engine means for the next one. While one flavour after the other is tried, or less after more,
     /// it is still the same engine that is wanted.
     fn note(&mut self, end: &End) {
@@ -120,16 +117,14 @@ impl Between {
             }
         }
     }
-
-    fn anew(&mut self) {
-        (self.backoff, self.failed_loads) = (BACKOFF_MIN, 0);
-    }
 }
 
 impl Supervisor {
     /// Runs until the dispatcher is gone. Dropping the future ends the engine.
     pub async fn run(mut self) {
-        let mut between = Between::new();
+        let mut between = Between::default();
+        // An upgrade may come before the first engine does. Where there is none, that is said when one is wanted.
+        let _none_yet = between.binaries.find(self.config.path.as_deref(), true);
         while self.until_wanted(&mut between).await {
             let plan = self.plan(&between);
             let end = self.one_engine(plan, &mut between).await;
@@ -147,6 +142,7 @@ impl Supervisor {
     /// Waits until the orders want an engine. `false`: nobody listens any more.
     async fn until_wanted(&mut self, between: &mut Between) -> bool {
         let mut told = None;
+        let mut watch = None;
         loop {
             let orders = *self.orders.borrow_and_update();
             if plan::wanted(&orders, between.replacing) {
@@ -162,10 +158,17 @@ impl Supervisor {
                     return false;
                 }
             }
+            let watched = watch.get_or_insert_with(|| FileWatch::new(&self.config.model));
             tokio::select! {
                 changed = self.orders.changed() => if changed.is_err() {
                     return false;
                 },
+                // It may be held because nothing could be loaded.
+                news = news(&self.reload, watched) => {
+                    log::info!(target: "temperd::engine", "{news}");
+                    watch = None;
+                    self.vitals.send_modify(|vitals| vitals.failed(Failure::Over));
+                }
                 () = self.events.closed() => return false,
             }
         }
@@ -178,6 +181,9 @@ impl Supervisor {
             End::Shutdown => return false,
             End::PassedOver { binary, fault, reason } => {
                 log::warn!(target: "temperd::engine", "{reason}; it is passed over");
+                if fault == Fault::Stranger {
+                    between.binaries.forget(&binary);
+                }
                 between.flavours.pass_over(&binary, fault, reason);
                 if plan.most_layers() > 0 {
                     self.vitals.send_modify(|vitals| vitals.layers = 0);
@@ -186,12 +192,12 @@ impl Supervisor {
             End::Changed(change) => {
                 log::info!(target: "temperd::engine", change = change.as_str(), handed_over = between.handover.holds();
                     "the engine was ended for a change");
-                between.anew();
+                between.backoff.anew();
                 return self.events.send(EngineEvent::Changing(change)).await.is_ok();
             }
             End::Unusable(reason) => {
                 between.handover.forget();
-                between.anew();
+                between.backoff.anew();
                 return self.wait_for_change(reason).await;
             }
             End::TooMuch { reason, tried } => {
@@ -202,25 +208,14 @@ impl Supervisor {
             }
             End::Ended { reason, ready_for, had } => {
                 self.vitals.send_modify(|vitals| vitals.failed(had));
-                // What a GPU does not take is tried with fewer layers.
-                let counts = ready_for.is_none() && matches!(had, Failure::Crash { .. });
-                between.failed_loads = if counts { between.failed_loads + 1 } else { 0 };
-                if between.failed_loads >= LOAD_ATTEMPTS {
-                    let reason =
-                        format!("{reason}; {} engines ended while they loaded the model", between.failed_loads);
-                    between.anew();
-                    return self.wait_for_change(reason).await;
-                }
-                if ready_for.is_some_and(|time| time >= STEADY) {
-                    between.backoff = BACKOFF_MIN;
-                }
-                log::error!(target: "temperd::engine", next_in_s = between.backoff.as_secs_f64(); "{reason}");
+                let wait = between.backoff.after(ready_for, fastrand::f64());
+                log::error!(target: "temperd::engine", in_a_row = between.backoff.ends(), next_in_s = wait.as_secs_f64();
+                    "{reason}");
                 if self.events.send(EngineEvent::Ended { reason }).await.is_err() {
                     return false;
                 }
                 self.metrics.engine_restarted();
-                tokio::time::sleep(between.backoff).await;
-                between.backoff = (between.backoff * 2).min(BACKOFF_MAX);
+                return self.back_off(wait, between).await;
             }
         }
         true
@@ -228,17 +223,37 @@ impl Supervisor {
 
     /// Tells that there is no engine, and waits for SIGHUP or another model file. `false`: nobody listens any more.
     async fn wait_for_change(&self, reason: String) -> bool {
-        let watch = FileWatch::new(&self.config.model);
+        let mut watch = FileWatch::new(&self.config.model);
         log::error!(target: "temperd::engine", model:% = self.config.model.display();
             "{reason}; tried again on SIGHUP or when the file changes");
         if self.events.send(EngineEvent::Failed { reason }).await.is_err() {
             return false;
         }
+        self.changed(&mut watch).await
+    }
+
+    /// Waits before the next engine, unless there is news of the model. `false`: nobody listens any more.
+    async fn back_off(&self, wait: Duration, between: &mut Between) -> bool {
+        if wait.is_zero() {
+            return true;
+        }
+        let mut watch = FileWatch::new(&self.config.model);
+        match tokio::time::timeout(wait, self.changed(&mut watch)).await {
+            Ok(listened) => {
+                between.backoff.anew();
+                listened
+            }
+            Err(_over) => true,
+        }
+    }
+
+    /// Waits for SIGHUP or another model file, of which what failed before says nothing. `false`: nobody listens any more.
+    async fn changed(&self, watch: &mut FileWatch) -> bool {
         tokio::select! {
-            () = self.reload.notified() => log::info!(target: "temperd::engine", "SIGHUP: trying the model again"),
-            () = watch.changed() => log::info!(target: "temperd::engine", "the model file has changed: trying it again"),
+            news = news(&self.reload, watch) => log::info!(target: "temperd::engine", "{news}"),
             () = self.events.closed() => return false,
         }
+        self.vitals.send_modify(|vitals| vitals.failed(Failure::Over));
         true
     }
 
@@ -263,13 +278,13 @@ impl Supervisor {
         let model = self.config.model.clone();
         // A look at the header says more exactly what is wrong than an engine's failure does.
         let looked = tokio::task::spawn_blocking(move || gguf::inspect(&model)).await;
-        let blocks = match looked {
+        let (blocks, bytes) = match looked {
             Ok(Err(error)) => return End::Unusable(error.to_string()),
-            Ok(Ok(summary)) => summary.block_count,
-            Err(_) => None,
+            Ok(Ok(summary)) => (summary.block_count, summary.file_bytes),
+            Err(_) => (None, 0),
         };
         let wanted = plan.most_layers() > 0;
-        let found = match locate::flavours(self.config.path.as_deref(), wanted) {
+        let found = match between.binaries.find(self.config.path.as_deref(), wanted) {
             Ok(found) => found,
             Err(error) => return End::Unusable(error.to_string()),
         };
@@ -290,8 +305,9 @@ impl Supervisor {
         let asked = if choice.layers { plan } else { Plan { gpu_layers: Some(0), ..plan } };
         let load = load(&self.config, asked, restore);
         let outgoing = self.handle.attach([to_engine::Frame::Hello(hello), to_engine::Frame::Load(load)]);
-        let end = match EngineProcess::spawn(choice.binary, &environment(&self.config), &between.handover, outgoing) {
-            Ok(process) => self.live(process, choice, plan, blocks, between).await,
+        let program = between.binaries.program(choice.binary);
+        let end = match EngineProcess::spawn(&program, &environment(&self.config), &between.handover, outgoing) {
+            Ok(process) => self.live(process, choice, plan, (blocks, bytes), between).await,
             Err(error) => End::passed_over(choice, Fault::Stranger, &format!("does not start: {error}")),
         };
         self.handle.detach();
@@ -304,9 +320,10 @@ impl Supervisor {
         process: EngineProcess,
         choice: Choice<'_>,
         plan: Plan,
-        blocks: Option<u64>,
+        (blocks, bytes): (Option<u64>, u64),
         between: &mut Between,
     ) -> End {
+        between.growth.begin();
         self.vitals.send_modify(|vitals| vitals.begin(process.pid()));
         let life = Life {
             config: &self.config,
@@ -322,10 +339,22 @@ impl Supervisor {
             plan,
             process,
             started: Instant::now(),
+            told: false,
             ready_since: None,
+            looks: Looks::new(self.tolerance.silence),
+            growth: &mut between.growth,
+            may_have: &self.tolerance.memory,
             operated: None,
             saving: None,
         };
-        life.run(blocks).await
+        life.run(blocks, bytes).await
+    }
+}
+
+/// Waits for SIGHUP or another model file, and says which.
+async fn news(reload: &Notify, watch: &mut FileWatch) -> &'static str {
+    tokio::select! {
+        () = reload.notified() => "SIGHUP: trying the model again",
+        () = watch.changed() => "the model file has changed: trying it again",
     }
 }

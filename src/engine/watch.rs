@@ -48,7 +48,7 @@ impl FileWatch {
     }
 
     /// Waits until the file is another one than at [`FileWatch::new`], and complete as far as a second's quiet tells.
-    pub async fn changed(mut self) {
+    pub async fn changed(&mut self) {
         if self.watcher.is_none() {
             return std::future::pending().await;
         }
@@ -78,7 +78,7 @@ mod tests {
     async fn a_new_file_is_noticed() {
         let folder = tempfile::tempdir().expect("a folder");
         let path = folder.path().join("model.gguf");
-        let watch = FileWatch::new(&path);
+        let mut watch = FileWatch::new(&path);
         fs::write(folder.path().join("other"), "x").expect("written");
         fs::write(&path, "GGUF").expect("written");
         tokio::time::timeout(Duration::from_secs(30), watch.changed()).await.expect("noticed");

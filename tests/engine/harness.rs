@@ -158,9 +158,15 @@ impl Engine {
         frames::write(&mut self.socket, &ToEngine { frame: Some(frame) }).expect("the engine reads");
     }
 
+    /// The next frame, but for a word ahead of a long step: how long one is, depends on the machine.
     pub fn next(&mut self) -> from_engine::Frame {
-        let frame: Option<FromEngine> = frames::read(&mut self.socket).expect("a frame within the time-out");
-        frame.expect("the engine lives").frame.expect("a known frame")
+        loop {
+            let frame: Option<FromEngine> = frames::read(&mut self.socket).expect("a frame within the time-out");
+            match frame.expect("the engine lives").frame.expect("a known frame") {
+                from_engine::Frame::Busy(_) => {}
+                frame => return frame,
+            }
+        }
     }
 
     pub fn next_but_logs(&mut self) -> from_engine::Frame {

@@ -4,7 +4,7 @@
 use std::time::Instant;
 
 use llama_cpp_2::{llama_batch::LlamaBatch, token::data_array::LlamaTokenDataArray, vocab::LlamaVocab};
-use temperd::wire::engine::{SequenceOutput, Start, Step, from_engine::Frame};
+use temperd::wire::engine::{Busy, SequenceOutput, Start, Step, from_engine::Frame};
 
 use self::{images::Images, operate::Limits, room::Decoded};
 use crate::{
@@ -35,6 +35,8 @@ mod rows;
 
 /// So many times nothing was to be done, 5 s apart, before cells are given back: a pause between two questions is shorter.
 const RESTS: u32 = 12;
+/// Of a step that takes longer, in seconds, the daemon is told ahead: it would take the silence for a hang one day.
+const LONG: f64 = 1.0;
 /// Share of the context's tokens that ended sequences may have parked.
 const PARKED: usize = 2;
 
@@ -240,6 +242,10 @@ impl<'a> Decoder<'a> {
             self.compose(grown);
             if self.parts.is_empty() {
                 return;
+            }
+            let seconds = self.curve.seconds(self.size());
+            if seconds > LONG {
+                self.link.send(Frame::Busy(Busy { seconds }));
             }
             match self.decode() {
                 Decoded::Done => break,

@@ -1,6 +1,6 @@
 //! From a Load frame to weights and a context.
 
-use std::{fs::File, io::Read, num::NonZeroU32, path::Path, sync::Arc};
+use std::{fs::File, io::Read, num::NonZeroU32, path::Path, sync::Arc, time::Instant};
 
 use llama_cpp_2::{
     context::{
@@ -16,7 +16,9 @@ use temperd::{
     wire::engine::{Load, Loading, from_engine::Frame},
 };
 
-use crate::{able, contexts::Contexts, elastic, gpu, invariance, link::Link, log::Errors, measure, threads};
+use crate::{
+    able, contexts::Contexts, elastic, gpu, invariance, link::Link, log::Errors, measure, threads, work::AT_WORK,
+};
 
 /// Most sequences of one context (llama.cpp's `LLAMA_MAX_SEQ`).
 const MAX_SEQUENCES: u32 = 256;
@@ -49,10 +51,11 @@ pub fn weights(backend: &LlamaBackend, errors: &Errors, link: Arc<Link>, load: &
         "read" => params.with_use_mmap(false),
         other => return Err(format!("load_mode {other:?} is none of auto, mmap, read")),
     };
-    let mut told = 0.0;
+    let (mut told, mut when) = (0.0, Instant::now());
     let params = params.with_progress_callback(move |progress| {
-        if progress - told >= 0.1 {
-            told = progress;
+        // Of a load that does not get on nothing is heard, which is how the daemon knows it.
+        if progress > told && (progress - told >= 0.1 || when.elapsed() >= AT_WORK) {
+            (told, when) = (progress, Instant::now());
             link.send(Frame::Loading(Loading { progress }));
         }
         true

@@ -48,6 +48,7 @@ mod vocabulary;
 mod work;
 
 use std::{
+    ffi::CStr,
     fs::File,
     io,
     os::{
@@ -77,7 +78,12 @@ const JOBS: usize = 1024;
 /// The regex engine behind some tokenizers recurses once per character of a long run.
 const TOKENISER_STACK: usize = 512 * 1024 * 1024;
 
+/// As `ps` and `top` show it: the daemon starts a file that it keeps open, whose name is a number.
+const NAME: &CStr = c"temperd-engine";
+
 fn main() -> ExitCode {
+    // What it is called is of no other use.
+    let _unnamed = rustix::thread::set_name(NAME);
     match run() {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {

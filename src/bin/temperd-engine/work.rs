@@ -16,7 +16,7 @@ use crate::{
 };
 
 /// How often the daemon hears of the engine at work, and where nothing runs.
-const AT_WORK: Duration = Duration::from_millis(250);
+pub const AT_WORK: Duration = Duration::from_millis(250);
 /// As above.
 pub const IDLE: Duration = Duration::from_secs(5);
 

@@ -13,7 +13,7 @@ use super::Finding;
 use crate::{
     board::{self, Reading, memory::Memory, units::Bytes},
     config::{Engine, KvType},
-    engine::locate::flavours,
+    engine::locate::{flavours, is_executable},
     gguf::{self, Summary},
 };
 
@@ -56,7 +56,7 @@ pub(super) struct Need {
 
 /// The engine, or its flavours in the order in which they are tried.
 pub(super) fn engine(engine: &Engine) -> Finding {
-    match flavours(engine.path.as_deref(), engine.gpu_layers != Some(0)) {
+    match flavours(engine.path.as_deref(), engine.gpu_layers != Some(0), is_executable) {
         Ok(found) => {
             let each: Vec<_> = found.iter().map(|path| path.display().to_string()).collect();
             Finding::ok("engine", each.join(", else "))

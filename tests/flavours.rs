@@ -12,21 +12,29 @@ use std::{
         unix::{fs::PermissionsExt, net::UnixStream},
     },
     path::Path,
+    thread,
+    time::Duration,
 };
 
+use hyper::StatusCode;
 use serde_json::{Value, json};
 use support::{
     daemon::{Daemon, install, until},
     http,
+    stream::MODEL,
 };
 use temperd::{
     cli::client,
     engine::frames,
     wire::{
-        engine::{FromEngine, Hello, LoadFailed, Ready, ToEngine, Vocabulary, from_engine::Frame, to_engine},
+        engine::{
+            FromEngine, Heartbeat, Hello, LoadFailed, Ready, ToEngine, Tokenise, Tokenised, Vocabulary,
+            from_engine::Frame, to_engine,
+        },
         v1::{self, control_client::ControlClient},
     },
 };
+use tonic_health::pb::{HealthCheckRequest, health_check_response::ServingStatus, health_client::HealthClient};
 
 /// Layers of the played device.
 const LAYERS: u32 = 5;
@@ -45,7 +53,19 @@ fn engine() {
     let build = if plays == "older" { "0.0.0" } else { frames::BUILD };
     say(&mut socket, Frame::Hello(Hello { protocol: frames::PROTOCOL, build: build.into(), flavour: "cuda".into() }));
     while let Some(ToEngine { frame: Some(frame) }) = frames::read(&mut socket).unwrap() {
-        let to_engine::Frame::Load(load) = frame else { continue };
+        let load = match frame {
+            to_engine::Frame::Load(load) => load,
+            to_engine::Frame::Tokenise(Tokenise { id, .. }) => {
+                say(&mut socket, Frame::Tokenised(Tokenised { id, tokens: vec![1, 2, 3], ..Tokenised::default() }));
+                continue;
+            }
+            // As ggml does where a device fails in the middle of a step.
+            to_engine::Frame::Start(_) => std::process::abort(),
+            _ => continue,
+        };
+        if plays == "aborts" {
+            std::process::abort();
+        }
         let asked = u32::try_from(load.gpu_layers).unwrap_or(LAYERS);
         let failed = |message: &str, no_device| LoadFailed { message: message.into(), no_device };
         match plays.as_str() {
@@ -59,9 +79,19 @@ fn engine() {
                 say(&mut socket, Frame::Vocabulary(vocabulary));
                 let (context, gpu_layers) = (load.context, asked.min(LAYERS));
                 say(&mut socket, Frame::Ready(Ready { context, gpu_layers, layers: LAYERS, ..Ready::default() }));
+                beat(socket.try_clone().unwrap());
             }
         }
     }
+}
+
+/// An idle engine's heartbeats, as long as anybody listens.
+fn beat(mut socket: UnixStream) {
+    thread::spawn(move || {
+        while frames::write(&mut socket, &FromEngine { frame: Some(Frame::Heartbeat(Heartbeat::default())) }).is_ok() {
+            thread::sleep(Duration::from_secs(1));
+        }
+    });
 }
 
 /// Installs an engine that does so.
@@ -110,9 +140,12 @@ fn is(flavour: &str, degraded: bool) -> impl Fn(&Value) -> bool {
     }
 }
 
+fn question() -> Value {
+    json!({"model": MODEL, "prompt": "One, two,", "max_tokens": 2})
+}
+
 async fn answers(daemon: &Daemon) {
-    let body = json!({"model": "SmolLM2-135M-Instruct.Q4_1", "prompt": "One, two,", "max_tokens": 2});
-    let (code, answer) = http::post(&daemon.socket, "/v1/completions", &body).await;
+    let (code, answer) = http::post(&daemon.socket, "/v1/completions", &question()).await;
     assert!(code.is_success(), "{answer}");
 }
 
@@ -229,4 +262,59 @@ async fn where_none_is_of_use_the_status_names_each_and_sighup_tries_again() {
     install(env!("CARGO_BIN_EXE_temperd-engine").as_ref(), daemon.folder.path(), "temperd-engine");
     daemon.signal(rustix::process::Signal::HUP);
     until(&daemon, "degraded", is("cpu", true)).await;
+}
+
+// === flavours that die ===
+
+#[tokio::test]
+async fn a_device_that_ends_its_engine_in_every_step_ends_on_the_cpu_and_loses_no_request() {
+    let folder = with_cpu();
+    play(folder.path(), "temperd-engine-cuda", "a device");
+    let daemon = ready(folder, FAST).await;
+    until(&daemon, "on the device", is("cuda", false)).await;
+    // It is there for the one that two engines died of, too.
+    answers(&daemon).await;
+    let status = until(&daemon, "degraded", is("cpu", true)).await;
+    assert_eq!((&status["reason"]["code"], &status["engine"]["restarts"]), (&json!("crashed"), &json!(2)), "{status}");
+    assert_eq!(tried(&daemon).len(), 2);
+}
+
+#[tokio::test]
+async fn while_no_engine_lives_through_its_load_the_daemon_says_so_and_holds_what_comes() {
+    let folder = folder();
+    play(folder.path(), "temperd-engine", "aborts");
+    let mut daemon = Daemon::start_installed(folder, "[limits]\nqueue = 2\nshare = 100\n", &[]);
+    let line = daemon.line().await;
+    assert!(line.starts_with("temperd not ready reason=") && line.contains("signal 6"), "{line}");
+    let crashed = |status: &Value| status["reasons"] == json!(["model_loading", "engine_crashed"]);
+    let status = until(&daemon, "tried again", |status| crashed(status) && tried(&daemon).len() > 2).await;
+    assert_eq!((&status["ready"], &status["model"]["state"]), (&json!(false), &json!("loading")), "{status}");
+    assert_eq!(status["model"]["error"], "the engine was ended by signal 6", "{status}");
+    assert_eq!(http::get(&daemon.socket, "/readyz").await.0, StatusCode::SERVICE_UNAVAILABLE);
+    let mut health = HealthClient::new(client::connect(Some(daemon.socket.clone())).await.expect("connected"));
+    let mut serving = async || {
+        let asked = HealthCheckRequest { service: String::new() };
+        health.check(asked).await.expect("an answer").into_inner().status()
+    };
+    assert_eq!(serving().await, ServingStatus::NotServing);
+
+    let waiting = [(); 2].map(|()| {
+        let socket = daemon.socket.clone();
+        tokio::spawn(async move { http::post(&socket, "/v1/completions", &question()).await })
+    });
+    until(&daemon, "waiting", |status| status["queue"]["depth"] == 2).await;
+    let (code, answer) = http::post(&daemon.socket, "/v1/completions", &question()).await;
+    assert_eq!((code.as_u16(), answer["error"]["code"].as_str()), (429, Some("queue_full")), "{answer}");
+
+    let path = daemon.folder.path();
+    install(env!("CARGO_BIN_EXE_temperd-engine").as_ref(), path, "better");
+    fs::rename(path.join("better"), path.join("temperd-engine")).unwrap();
+    for waits in waiting {
+        let (code, answer) = waits.await.unwrap();
+        assert_eq!(code, StatusCode::OK, "{answer}");
+    }
+    assert!(daemon.line().await.starts_with("temperd ready "));
+    let status = until(&daemon, "ready", |status| status["ready"] == true).await;
+    assert_eq!((&status["model"]["error"], &status["reasons"]), (&Value::Null, &json!([])), "{status}");
+    assert_eq!(serving().await, ServingStatus::Serving);
 }

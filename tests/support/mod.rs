@@ -4,3 +4,4 @@
 pub mod daemon;
 pub mod http;
 pub mod mosquitto;
+pub mod stream;

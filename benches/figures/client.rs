@@ -53,6 +53,8 @@ pub struct Answer {
     pub sent: Instant,
     /// When each piece of text came.
     pub pieces: Vec<Instant>,
+    /// Where each piece ends in the text.
+    ends: Vec<usize>,
     /// The text.
     pub text: String,
     /// Drafted tokens, and how many were right, where llama-server says so.
@@ -68,6 +70,13 @@ impl Answer {
     /// When the last piece came.
     pub fn last(&self) -> Instant {
         self.pieces.last().copied().unwrap_or(self.sent)
+    }
+
+    /// The text that had come by then.
+    pub fn before(&self, when: Instant) -> &str {
+        let pieces = self.pieces.iter().take_while(|piece| **piece <= when).count();
+        let end = pieces.checked_sub(1).and_then(|last| self.ends.get(last)).copied().unwrap_or(0);
+        self.text.get(..end).unwrap_or_default()
     }
 
     /// Longest wait for a piece within a window: from the last piece before it on.
@@ -149,7 +158,7 @@ impl Endpoint {
         let (path, body) = self.body(ask, tokens);
         let sent = Instant::now();
         let reader = self.send(&format!("POST {path}"), &body.to_string())?;
-        let mut answer = Answer { sent, pieces: Vec::new(), text: String::new(), drafted: (0, 0) };
+        let mut answer = Answer { sent, pieces: Vec::new(), ends: Vec::new(), text: String::new(), drafted: (0, 0) };
         let mut reason = None;
         let mut odd = String::new();
         for line in reader.lines() {
@@ -165,6 +174,7 @@ impl Endpoint {
             if !text.is_empty() {
                 answer.pieces.push(now);
                 answer.text.push_str(text);
+                answer.ends.push(answer.text.len());
                 piece(answer.pieces.len());
             }
             if let Some(drafted) = data["timings"]["draft_n"].as_u64() {

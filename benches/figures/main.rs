@@ -9,6 +9,7 @@ use clap::Parser;
 mod bare;
 mod client;
 mod cold;
+mod crash;
 mod image;
 mod memory;
 mod peer;
@@ -43,7 +44,7 @@ struct Options {
     /// The file of Mistral's shape.
     #[arg(long, default_value = ".")]
     shape: PathBuf,
-    /// Only these rows: cold, image, single, eight, long, rate, rewrite, turns, memory, shape.
+    /// Only these rows: cold, image, crash, single, eight, long, rate, rewrite, turns, memory, shape.
     rows: Vec<String>,
 }
 
@@ -80,9 +81,10 @@ fn main() -> Result<()> {
         plots: plot::Plots::new(folder.clone()),
         rounds: options.rounds,
     };
-    let rows: [(&str, Row); 10] = [
+    let rows: [(&str, Row); 11] = [
         ("cold", cold::cold),
         ("image", image::image),
+        ("crash", crash::crash),
         ("single", streams::single),
         ("eight", together::eight),
         ("long", together::long_prompt),

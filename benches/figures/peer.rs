@@ -116,14 +116,26 @@ impl Server {
         Ok(server)
     }
 
+    /// SIGKILL to temperd's engine, its only child.
+    pub fn kill_engine(&self) -> Result<()> {
+        let [engine] = &self.children()?[..] else { bail!("the daemon has not one child") };
+        let pid = rustix::process::Pid::from_raw(engine.parse()?).context("a process id")?;
+        Ok(rustix::process::kill_process(pid, rustix::process::Signal::KILL)?)
+    }
+
+    fn children(&self) -> Result<Vec<String>> {
+        let mut children = Vec::new();
+        for task in fs::read_dir(format!("/proc/{}/task", self.child.id()))? {
+            let pids = fs::read_to_string(task?.path().join("children")).unwrap_or_default();
+            children.extend(pids.split_whitespace().map(str::to_owned));
+        }
+        Ok(children)
+    }
+
     /// Proportional set size of the process and its children now, in bytes (proc_pid_smaps_rollup(5)).
     pub fn pss(&self) -> Result<u64> {
-        let parent = self.child.id();
-        let mut pids = vec![parent.to_string()];
-        for task in fs::read_dir(format!("/proc/{parent}/task"))? {
-            let children = fs::read_to_string(task?.path().join("children")).unwrap_or_default();
-            pids.extend(children.split_whitespace().map(str::to_owned));
-        }
+        let mut pids = self.children()?;
+        pids.push(self.child.id().to_string());
         let pss = pids.iter().map(|pid| -> Result<u64> {
             let rollup = fs::read_to_string(format!("/proc/{pid}/smaps_rollup"))?;
             let line = rollup.lines().find(|line| line.starts_with("Pss:")).context("Pss")?;

@@ -36,11 +36,12 @@ mod owner;
 mod prompt;
 mod readiness;
 mod service_time;
-mod slots;
+pub mod slots;
 #[cfg(test)]
 mod tests;
 mod ticket;
 mod tokens;
+pub mod turn;
 
 use adapters::Adapters;
 use gate::Gate;

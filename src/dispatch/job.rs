@@ -2,11 +2,15 @@
 
 use std::time::{Duration, Instant};
 
+use futures_util::future::BoxFuture;
+
 use super::{
     gate::Gate,
     prompt::Prompt,
+    slots::Suspect,
     ticket::{Event, Outlet},
     tokens::Tokens,
+    turn::Gated,
 };
 use crate::{
     constrain::Constraint,
@@ -164,17 +168,6 @@ impl Job {
         self.started.is_some()
     }
 
-    /// An engine crashed while it ran. How many have by now.
-    pub(super) fn crashed(&mut self) -> u32 {
-        self.crashes += 1;
-        self.crashes
-    }
-
-    /// Engines that crashed while it ran.
-    pub(super) fn crashes(&self) -> u32 {
-        self.crashes
-    }
-
     /// Takes in what a step brought, and says how long the first token took where this was it.
     pub(super) fn absorb(&mut self, output: engine::SequenceOutput, now: Instant) -> Option<Duration> {
         // Another engine found its own work there: what counts is what was found first.
@@ -268,6 +261,30 @@ impl Job {
         } else {
             Event::Final(Box::new(final_))
         });
+    }
+}
+
+impl Suspect for Job {
+    fn crashes(&self) -> u32 {
+        self.crashes
+    }
+
+    fn crashed(&mut self) -> u32 {
+        self.crashes += 1;
+        self.crashes
+    }
+}
+
+impl Gated for Job {
+    type Leave = BoxFuture<'static, ()>;
+
+    fn may_run(&self) -> bool {
+        self.gate.is_open()
+    }
+
+    fn knock(&mut self) -> Option<Self::Leave> {
+        let leave = self.gate.knock()?;
+        Some(Box::pin(leave))
     }
 }
 

@@ -55,7 +55,7 @@ type KeyLater = Pin<Box<dyn Future<Output = u64> + Send>>;
 pub(super) struct Owner {
     parts: Parts,
     queue: Queue<Job>,
-    slots: Slots,
+    slots: Slots<Job>,
     /// Each resolves to the key of a request whose ticket was dropped.
     dropped: FuturesUnordered<KeyLater>,
     /// Each resolves to the key of a request that has leave to run.

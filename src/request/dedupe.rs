@@ -10,7 +10,7 @@
 //! payload ([`Mark::Payload`]), which is looked up only where that flag is set.
 
 use std::{
-    collections::{HashMap, VecDeque},
+    collections::{BTreeMap, VecDeque},
     time::{Duration, Instant},
 };
 
@@ -19,11 +19,11 @@ use sha2::{Digest, Sha256};
 use super::Client;
 
 /// Which request this is, as a hash.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Key(pub(super) [u8; 32]);
 
 /// What was asked, as a hash.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Fingerprint(pub(super) [u8; 32]);
 
 impl Fingerprint {
@@ -70,7 +70,7 @@ fn hash(parts: &[&[u8]]) -> [u8; 32] {
 }
 
 /// Bounds of the memory.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Bounds {
     /// Finished requests that are remembered.
     pub entries: usize,
@@ -94,10 +94,10 @@ pub enum Verdict<'a, A> {
 }
 
 /// The memory. `A` is a kept answer.
-#[derive(Debug)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Dedupe<A> {
     bounds: Bounds,
-    entries: HashMap<Key, Entry<A>>,
+    entries: BTreeMap<Key, Entry<A>>,
     /// Finished requests in the order in which they finished.
     finished: VecDeque<Finished>,
     /// Those whose answers are kept, in the same order.
@@ -105,20 +105,20 @@ pub struct Dedupe<A> {
     bytes: usize,
 }
 
-#[derive(Debug)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 struct Entry<A> {
     fingerprint: Fingerprint,
     job: u64,
     state: State<A>,
 }
 
-#[derive(Debug)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 enum State<A> {
     Running,
     Answered(Option<(A, usize)>),
 }
 
-#[derive(Debug)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 struct Finished {
     at: Instant,
     key: Key,
@@ -129,7 +129,7 @@ impl<A> Dedupe<A> {
     /// An empty memory.
     #[must_use]
     pub fn new(bounds: Bounds) -> Self {
-        Self { bounds, entries: HashMap::new(), finished: VecDeque::new(), kept: VecDeque::new(), bytes: 0 }
+        Self { bounds, entries: BTreeMap::new(), finished: VecDeque::new(), kept: VecDeque::new(), bytes: 0 }
     }
 
     /// What is known of a request.

@@ -12,7 +12,7 @@
 //! Time comes in as arguments. A bounded queue is short: what is asked for rarely is found by looking through it.
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::BTreeMap,
     time::{Duration, Instant},
 };
 
@@ -25,7 +25,7 @@ pub const AGEING: Duration = Duration::from_secs(30);
 const HIGHEST: i32 = 1;
 
 /// A waiting request.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Entry<T> {
     /// Unique among all that wait or run, and rising with arrival: it settles the order where two arrive at once.
     pub key: u64,
@@ -70,10 +70,10 @@ pub enum Full {
 }
 
 /// The waiting requests, and how many of each client run.
-#[derive(Debug)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Queue<T> {
     waiting: BTreeMap<Place, Entry<T>>,
-    running: HashMap<Client, usize>,
+    running: BTreeMap<Client, usize>,
     limit: usize,
     share: usize,
 }
@@ -83,7 +83,7 @@ impl<T> Queue<T> {
     /// always one.
     #[must_use]
     pub fn new(limit: usize, share: usize) -> Self {
-        Self { waiting: BTreeMap::new(), running: HashMap::new(), limit, share: share.max(1) }
+        Self { waiting: BTreeMap::new(), running: BTreeMap::new(), limit, share: share.max(1) }
     }
 
     /// Whether a request of this client would be taken now: worth asking before it is rendered and tokenised.

@@ -15,7 +15,7 @@
 //! itself as dead of it, and takes that back when the request has its outcome; so one that was running in
 //! [`POISON`] daemons that died is known, and ends there. Requests that only wait leave no record.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{BTreeMap, HashMap, VecDeque};
 
 use super::dedupe::{Fingerprint, Key, Verdict};
 
@@ -29,7 +29,7 @@ pub use record::{BoxKey, Name, Print, Record, State};
 pub const POISON: u8 = 2;
 
 /// Bounds of what is kept.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Bounds {
     /// Requests that are finished, and as many that earlier daemons left.
     pub entries: usize,
@@ -38,7 +38,7 @@ pub struct Bounds {
 }
 
 /// A request that runs or is about to.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Run {
     /// Which one.
     pub key: Key,
@@ -122,11 +122,11 @@ fn finished<'a, A>(marked: bool, again: bool) -> Course<'a, A> {
 }
 
 /// What the records say.
-#[derive(Debug)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Seen {
     key: BoxKey,
     bounds: Bounds,
-    entries: HashMap<Name, Entry>,
+    entries: BTreeMap<Name, Entry>,
     finished: Past,
     /// Those that earlier daemons began and this one does not run.
     left: Past,
@@ -138,7 +138,7 @@ pub struct Seen {
 /// Oldest first; one whose number is not its entry's is out of date.
 type Past = VecDeque<(Name, u64)>;
 
-#[derive(Debug)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 struct Entry {
     record: Record,
     number: u64,
@@ -152,7 +152,7 @@ impl Seen {
     pub fn restore(key: BoxKey, bounds: Bounds, records: Vec<Record>, now: u64) -> Self {
         let latest = records.iter().map(|record| record.at).max().unwrap_or(0);
         let mut seen =
-            Self { key, bounds, entries: HashMap::new(), finished: Past::new(), left: Past::new(), latest, next: 0 };
+            Self { key, bounds, entries: BTreeMap::new(), finished: Past::new(), left: Past::new(), latest, next: 0 };
         // Only the last word on each request counts, and only that shall count against the bound.
         let last: HashMap<Name, usize> = records.iter().enumerate().map(|(at, record)| (record.name, at)).collect();
         for (at, record) in records.into_iter().enumerate() {

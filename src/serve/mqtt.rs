@@ -7,7 +7,7 @@
 //! ```
 //!
 //! One task owns all state ([`session::Session`]); it only waits in [`run`]. What decides is pure and apart:
-//! [`topics`], [`codec`], [`reply`], [`outbox`], [`acks`], [`backoff`], and the repeats in
+//! [`topics`], [`codec`], [`reply`], [`backoff`], and [`protocol`] with its parts [`outbox`], [`acks`],
 //! [`crate::request::dedupe`] and, over a restart, [`crate::request::seen`].
 //!
 //! A request is acknowledged to the broker only when the broker has its final: a daemon that dies in between gets it
@@ -46,6 +46,7 @@ pub mod journal;
 pub mod link;
 pub mod message;
 pub mod outbox;
+pub mod protocol;
 pub mod reply;
 pub mod session;
 pub mod tls;

@@ -8,7 +8,7 @@ use crate::{
         job::{End, Job},
         model_unavailable, now,
         readiness::{self, Model},
-        slots::Ended,
+        slots::{Ended, Suspect as _},
     },
     engine::EngineEvent,
     request::{ErrorCode, Outcome, RequestError, queue::Entry},

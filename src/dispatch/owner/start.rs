@@ -7,10 +7,11 @@ use crate::{
         job::{Job, Sharing},
         now,
         readiness::Model,
-        slots::{Paused, Resume, Room, Slot},
+        slots::{Paused, Slot},
+        turn,
     },
     governor::Admit,
-    request::{Client, queue::Entry},
+    request::Client,
     wire::engine::Start,
 };
 
@@ -25,7 +26,7 @@ impl Owner {
     }
 
     /// Takes the next one out, if there is room for it within the operating point. Under `hold` what has begun goes on.
-    fn next_to_start(&mut self) -> Option<(u64, Paused)> {
+    fn next_to_start(&mut self) -> Option<(u64, Paused<Job>)> {
         let point = self.orders.borrow().point;
         if self.model != Model::Ready || point.admit == Admit::Unload {
             return None;
@@ -33,43 +34,15 @@ impl Owner {
         let limits = self.limits;
         let (context, parallel) = (limits.context.min(point.context), self.parts.settings.parallel.min(point.parallel));
         let room = self.slots.room(context, parallel);
-        match self.slots.resume(room) {
-            Resume::Take(key, paused) => return Some((key, *paused)),
-            Resume::Wait => return None,
-            Resume::Nobody if point.admit != Admit::Run => return None,
-            Resume::Nobody => {}
+        let turn =
+            turn::next(&mut self.queue, &mut self.slots, room, point.admit == Admit::Run, |job| job.cells(limits));
+        for (key, leave) in turn.leaves {
+            self.leaves.push(Box::pin(async move {
+                leave.await;
+                key
+            }));
         }
-        self.knock(room);
-        let cells = |entry: &Entry<Job>| entry.payload.cells(limits);
-        let Entry { key, client, payload: job, .. } = self.queue.pop_ready_of(
-            // One without tokens yet is not passed over: nobody knows its size.
-            |entry| cells(entry).is_none_or(|cells| cells <= room.context),
-            |entry| cells(entry).is_some_and(|cells| room.fits(cells)) && entry.payload.gate.is_open(),
-        )?;
-        let cells = job.cells(limits).unwrap_or(0);
-        Some((key, Paused { client, cells, job }))
-    }
-
-    /// Asks for leave for all that would start now, at once: what they wait for may be one and the same. None behind them
-    /// starts before they do.
-    fn knock(&mut self, mut room: Room) {
-        let limits = self.limits;
-        for (key, job) in self.queue.payloads_mut() {
-            let Some(cells) = job.cells(limits) else { return };
-            if cells > room.context {
-                continue;
-            }
-            if !room.fits(cells) {
-                return;
-            }
-            room = room.less(cells);
-            if let Some(leave) = job.gate.knock() {
-                self.leaves.push(Box::pin(async move {
-                    leave.await;
-                    key
-                }));
-            }
-        }
+        turn.starts
     }
 
     /// One that has ended meanwhile is no longer there.
@@ -79,7 +52,7 @@ impl Owner {
         }
     }
 
-    async fn start(&mut self, key: u64, next: Paused) {
+    async fn start(&mut self, key: u64, next: Paused<Job>) {
         let Paused { client, cells, mut job } = next;
         let (limits, first) = (self.limits, !job.has_run());
         if job.embeds {

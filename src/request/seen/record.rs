@@ -22,7 +22,7 @@ const BODY: usize = 48;
 pub const KEY_BYTES: usize = 32;
 
 /// The secret of a box. A request's name and a record's checksum mean nothing under another.
-#[derive(Clone, zeroize::ZeroizeOnDrop)]
+#[derive(Clone, PartialEq, Eq, Hash, zeroize::ZeroizeOnDrop)]
 pub struct BoxKey([u8; KEY_BYTES]);
 
 impl std::fmt::Debug for BoxKey {
@@ -32,11 +32,11 @@ impl std::fmt::Debug for BoxKey {
 }
 
 /// Which request this is.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Name([u8; 16]);
 
 /// What was asked.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Print([u8; 16]);
 
 impl BoxKey {
@@ -76,7 +76,7 @@ impl BoxKey {
 }
 
 /// Where a request was when the record was written.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum State {
     /// It has run, and the broker may not have its final.
     Started {
@@ -90,7 +90,7 @@ pub enum State {
 }
 
 /// What is known of a request.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Record {
     /// Which one.
     pub name: Name,

@@ -5,17 +5,17 @@ use std::collections::VecDeque;
 
 /// One delivery, unique over all connections: an old one can never acknowledge a new message that happens to carry the
 /// same packet id.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Delivery(u64);
 
 /// Deliveries of this connection that are not acknowledged yet. Bounded by the Receive Maximum that we announce.
-#[derive(Debug, Default)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Default)]
 pub struct Acks {
     open: VecDeque<Open>,
     next: u64,
 }
 
-#[derive(Debug)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 struct Open {
     delivery: Delivery,
     packet: u16,

@@ -55,6 +55,32 @@ impl fmt::Debug for Message {
     }
 }
 
+/// What the outbox has to know of a message.
+pub trait Letter {
+    /// When it is of no use any more.
+    fn expires(&self) -> Option<Instant>;
+
+    /// Whether both go to one topic.
+    fn is_beside(&self, other: &Self) -> bool;
+
+    /// Bytes that it takes while it is kept.
+    fn bytes(&self) -> usize;
+}
+
+impl Letter for Message {
+    fn expires(&self) -> Option<Instant> {
+        self.expires
+    }
+
+    fn is_beside(&self, other: &Self) -> bool {
+        self.topic == other.topic
+    }
+
+    fn bytes(&self) -> usize {
+        self.payload.len() + self.topic.len()
+    }
+}
+
 /// A message that the broker delivered.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Incoming {
@@ -96,7 +122,7 @@ pub enum Receipt {
 }
 
 /// What the broker's CONNACK allows.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Allowed {
     /// Messages of QoS 1 without their PUBACK.
     pub window: u64,

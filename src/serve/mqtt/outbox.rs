@@ -16,13 +16,13 @@ use std::{
     time::{Duration, Instant},
 };
 
-use super::message::{Allowed, Message, Receipt};
+use super::message::{Allowed, Letter, Message, Receipt};
 
 /// Waits before a message that the broker did not take is tried again; after the last it is given up.
 const RETRIES: [Duration; 3] = [Duration::from_millis(500), Duration::from_secs(2), Duration::from_secs(8)];
 
 /// What a message is, for the question what to do when there are too many.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Kind {
     /// The answer to a job. Never dropped for want of room: there are no more of them than jobs, which are bounded.
     Answer(u64),
@@ -49,20 +49,20 @@ pub enum End {
 
 /// A message that left.
 #[derive(Debug, PartialEq, Eq)]
-pub struct Gone {
+pub struct Gone<M = Message> {
     /// What it was.
     pub kind: Kind,
     /// How it left.
     pub end: End,
     /// The message itself.
-    pub message: Message,
+    pub message: M,
 }
 
 /// The outbox.
-#[derive(Debug)]
-pub struct Outbox {
-    waiting: VecDeque<Entry>,
-    flying: VecDeque<Flight>,
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct Outbox<M = Message> {
+    waiting: VecDeque<Entry<M>>,
+    flying: VecDeque<Flight<M>>,
     allowed: Option<Allowed>,
     /// Number of the next message that is sent on this connection.
     next: u64,
@@ -70,24 +70,24 @@ pub struct Outbox {
     room: usize,
 }
 
-#[derive(Debug)]
-struct Entry {
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+struct Entry<M> {
     kind: Kind,
-    message: Message,
+    message: M,
     /// Refusals so far.
     refusals: usize,
     not_before: Option<Instant>,
 }
 
-#[derive(Debug)]
-struct Flight {
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+struct Flight<M> {
     number: u64,
     packet: Option<u16>,
     since: Instant,
-    entry: Entry,
+    entry: Entry<M>,
 }
 
-impl Outbox {
+impl<M: Letter> Outbox<M> {
     /// An empty outbox that takes optional messages while fewer than `room` wait.
     #[must_use]
     pub fn new(room: usize) -> Self {
@@ -96,7 +96,7 @@ impl Outbox {
 
     /// Puts a message behind the others; `false` where an optional one found no room.
     #[must_use]
-    pub fn push(&mut self, kind: Kind, message: Message) -> bool {
+    pub fn push(&mut self, kind: Kind, message: M) -> bool {
         if kind == Kind::Optional && self.waiting.len() >= self.room {
             return false;
         }
@@ -106,7 +106,7 @@ impl Outbox {
     }
 
     /// Puts messages before all others, in their order.
-    pub fn push_first(&mut self, kind: Kind, messages: impl DoubleEndedIterator<Item = Message>) {
+    pub fn push_first(&mut self, kind: Kind, messages: impl DoubleEndedIterator<Item = M>) {
         for message in messages.rev() {
             self.drop_superseded(kind, &message);
             self.waiting.push_front(Entry { kind, message, refusals: 0, not_before: None });
@@ -133,9 +133,9 @@ impl Outbox {
     pub fn offer(
         &mut self,
         now: Instant,
-        size: impl Fn(&Message) -> usize,
-        mut send: impl FnMut(&Message) -> bool,
-    ) -> Vec<Gone> {
+        size: impl Fn(&M) -> usize,
+        mut send: impl FnMut(&M) -> bool,
+    ) -> Vec<Gone<M>> {
         let mut gone = self.expire(now);
         let Some(allowed) = self.allowed else { return gone };
         let mut at = 0;
@@ -170,7 +170,7 @@ impl Outbox {
     }
 
     /// The broker's word on a packet.
-    pub fn receipt(&mut self, packet: u16, receipt: Receipt, now: Instant) -> Option<Gone> {
+    pub fn receipt(&mut self, packet: u16, receipt: Receipt, now: Instant) -> Option<Gone<M>> {
         let at = self.flying.iter().position(|flight| flight.packet == Some(packet))?;
         let mut entry = self.flying.remove(at)?.entry;
         match receipt {
@@ -189,8 +189,8 @@ impl Outbox {
     }
 
     /// Takes out what is of no use any more. What is in flight stays: it may have arrived.
-    fn expire(&mut self, now: Instant) -> Vec<Gone> {
-        let over = |entry: &Entry| entry.message.expires.is_some_and(|at| at <= now);
+    fn expire(&mut self, now: Instant) -> Vec<Gone<M>> {
+        let over = |entry: &Entry<M>| entry.message.expires().is_some_and(|at| at <= now);
         if !self.waiting.iter().any(over) {
             return Vec::new();
         }
@@ -202,8 +202,8 @@ impl Outbox {
     /// When [`Self::offer`] has something to do that nobody else would announce.
     #[must_use]
     pub fn due(&self, now: Instant) -> Option<Instant> {
-        let retry = |entry: &Entry| entry.not_before.filter(|_| self.allowed.is_some());
-        let instants = self.waiting.iter().flat_map(|entry| [entry.message.expires, retry(entry)]);
+        let retry = |entry: &Entry<M>| entry.not_before.filter(|_| self.allowed.is_some());
+        let instants = self.waiting.iter().flat_map(|entry| [entry.message.expires(), retry(entry)]);
         // An instant in the past has had its turn, and now waits for the window: that opens with an event.
         instants.flatten().filter(|at| *at > now).min()
     }
@@ -231,26 +231,23 @@ impl Outbox {
     }
 
     /// Back to the front, unless a later word on the same topic already waits.
-    fn wait_again(&mut self, entry: Entry) {
+    fn wait_again(&mut self, entry: Entry<M>) {
         let superseded = entry.kind == Kind::Latest
-            && self
-                .waiting
-                .iter()
-                .any(|other| other.kind == Kind::Latest && other.message.topic == entry.message.topic);
+            && self.waiting.iter().any(|other| other.kind == Kind::Latest && other.message.is_beside(&entry.message));
         if !superseded {
             self.waiting.push_front(entry);
         }
     }
 
-    fn drop_superseded(&mut self, kind: Kind, message: &Message) {
+    fn drop_superseded(&mut self, kind: Kind, message: &M) {
         if matches!(kind, Kind::Latest | Kind::Farewell) {
-            self.waiting.retain(|other| other.kind != Kind::Latest || other.message.topic != message.topic);
+            self.waiting.retain(|other| other.kind != Kind::Latest || !other.message.is_beside(message));
         }
     }
 }
 
-impl Entry {
-    fn gone(self, end: End) -> Gone {
+impl<M> Entry<M> {
+    fn gone(self, end: End) -> Gone<M> {
         Gone { kind: self.kind, end, message: self.message }
     }
 }

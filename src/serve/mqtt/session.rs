@@ -1,12 +1,8 @@
-//! The state of the MQTT way in, all of it owned by one task: the outbox, the deliveries to acknowledge, the jobs that
-//! run and the answers kept for repeats. [`intake`] is what comes from the broker, [`ending`] how a
-//! request leaves; here is what goes to the broker.
-//!
-//! A job lives from its delivery until the broker has its final. Only then is the key marked as answered, and once that
-//! is safe on disk its delivery is acknowledged.
+//! The MQTT way in, all of it owned by one task. What becomes of a request is decided by [`super::protocol`]; here its
+//! decisions are carried out. [`intake`] is what comes from the broker, [`ending`] how a request leaves; this file is
+//! what goes to the broker.
 
 use std::{
-    collections::HashMap,
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -15,24 +11,21 @@ use futures_util::{StreamExt as _, future::BoxFuture, stream::FuturesUnordered};
 
 use super::{
     Mqtt,
-    acks::{Acks, Delivery},
     answers::Answers,
     codec::Format,
     connection::{self, Event},
     counts::Counts,
     link::{Link, LinkEvent},
     message::{Allowed, Message, Qos},
-    outbox::{Kind, Outbox},
+    outbox::Kind,
+    protocol::{Job, Protocol},
     reply::{self, ReplyTo},
     topics::Topics,
-    trail::Trail,
+    trail::{Trail, stamp},
 };
 use crate::{
     config::PublishFormat,
-    request::{
-        dedupe::{self, Dedupe},
-        seen::Run,
-    },
+    request::{dedupe, seen::Seen},
     status::StatusBoard,
     telemetry::metrics::Metrics,
     wire::v1,
@@ -64,13 +57,9 @@ pub struct Session<A: Answers> {
     link: Link,
     /// What the broker of the present connection allows.
     allowed: Option<Allowed>,
-    outbox: Outbox,
-    acks: Acks,
-    seen: Dedupe<Message>,
+    core: Protocol<Asker, Message>,
     trail: Trail,
-    jobs: HashMap<u64, Job>,
     running: FuturesUnordered<BoxFuture<'static, Step<A::Ticket>>>,
-    next_job: u64,
     availability: &'static str,
     published_state: Option<v1::Status>,
     reported: Option<v1::Mqtt>,
@@ -78,26 +67,22 @@ pub struct Session<A: Answers> {
     left: bool,
 }
 
-/// A request between its delivery and the broker's word on its final.
-struct Job {
+/// Who asked, and how they are answered.
+struct Asker {
     reply: ReplyTo,
     /// The id as the final gives it, or the client's own until then.
     id: String,
-    /// `None`: its answer is not kept.
-    run: Option<Run>,
-    /// An earlier daemon died while it answered.
-    redecoded: bool,
-    /// Deliveries that its final answers: repeats join.
-    deliveries: Vec<Delivery>,
-    /// Whether it was accepted; a refused one may come again.
-    accepted: bool,
-    /// Whether its final has already given way to a smaller one.
-    replaced: bool,
 }
 
 impl<A: Answers> Session<A> {
-    /// A session that is not connected yet.
-    pub fn new(mqtt: Mqtt, answers: A, board: StatusBoard, metrics: Arc<Metrics>, trail: Trail) -> Self {
+    /// A session that is not connected yet. `seen` is what earlier daemons left, kept up by `trail`.
+    pub fn new(
+        mqtt: Mqtt,
+        answers: A,
+        board: StatusBoard,
+        metrics: Arc<Metrics>,
+        (trail, seen): (Trail, Option<Seen>),
+    ) -> Self {
         let topics = Topics::new(&mqtt.node);
         let counts = mqtt.counts.clone();
         Self {
@@ -109,13 +94,9 @@ impl<A: Answers> Session<A> {
             metrics,
             counts,
             allowed: None,
-            outbox: Outbox::new(OPTIONAL_ROOM),
-            acks: Acks::default(),
-            seen: Dedupe::new(REMEMBERED),
+            core: Protocol::new(seen, REMEMBERED, OPTIONAL_ROOM),
             trail,
-            jobs: HashMap::new(),
             running: FuturesUnordered::new(),
-            next_job: 0,
             availability: "online",
             published_state: None,
             reported: None,
@@ -143,27 +124,27 @@ impl<A: Answers> Session<A> {
 
     /// Sends what can be sent.
     pub fn flush(&mut self, now: Instant) {
-        if self.outbox.silent_since().is_some_and(|since| now.saturating_duration_since(since) >= RECEIPT_LIMIT) {
+        if self.core.outbox.silent_since().is_some_and(|since| now.saturating_duration_since(since) >= RECEIPT_LIMIT) {
             self.link.give_up(RECEIPT_LIMIT);
             self.down();
         }
         loop {
             let link = &self.link;
-            let gone = self.outbox.offer(now, connection::packet_bytes, |message| link.publish(message).is_ok());
+            let gone = self.core.outbox.offer(now, connection::packet_bytes, |message| link.publish(message).is_ok());
             if gone.is_empty() {
                 break;
             }
             gone.into_iter().for_each(|gone| self.gone(gone, now));
         }
         let link = &self.link;
-        self.acks.release(|packet| link.acknowledge(packet).is_ok());
+        self.core.acks.release(|packet| link.acknowledge(packet).is_ok());
         self.report();
     }
 
     /// When [`Self::flush`] is due even if nothing happens.
     pub fn due(&self, now: Instant) -> Option<Instant> {
-        let receipt = self.outbox.silent_since().map(|since| since + RECEIPT_LIMIT);
-        self.outbox.due(now).into_iter().chain(receipt).min()
+        let receipt = self.core.outbox.silent_since().map(|since| since + RECEIPT_LIMIT);
+        self.core.outbox.due(now).into_iter().chain(receipt).min()
     }
 
     /// Whether the broker can be reached.
@@ -173,7 +154,7 @@ impl<A: Answers> Session<A> {
 
     /// Whether every request has been answered and the broker has all of it.
     pub fn is_idle(&self) -> bool {
-        self.running.is_empty() && self.outbox.is_empty()
+        self.running.is_empty() && self.core.outbox.is_empty()
     }
 
     /// Announces what we are up to.
@@ -187,7 +168,7 @@ impl<A: Answers> Session<A> {
     /// The last word: `stopped`, before everything that still waits.
     pub fn say_farewell(&mut self) {
         self.availability = "stopped";
-        self.outbox.push_first(Kind::Farewell, std::iter::once(self.availability_message()));
+        self.core.outbox.push_first(Kind::Farewell, std::iter::once(self.availability_message()));
     }
 
     /// Whether the broker has our last word.
@@ -240,9 +221,9 @@ impl<A: Answers> Session<A> {
         match event {
             Event::Up(allowed) => self.up(allowed),
             Event::Incoming(message) => self.arrive(message, now),
-            Event::Sent(packet) => self.outbox.sent(packet),
+            Event::Sent(packet) => self.core.outbox.sent(packet),
             Event::Receipt(packet, receipt) => {
-                if let Some(gone) = self.outbox.receipt(packet, receipt, now) {
+                if let Some(gone) = self.core.outbox.receipt(packet, receipt, now) {
                     self.gone(gone, now);
                 }
             }
@@ -253,7 +234,7 @@ impl<A: Answers> Session<A> {
 
     fn up(&mut self, allowed: Allowed) {
         self.allowed = Some(allowed);
-        self.outbox.connected(allowed);
+        self.core.connected(allowed);
         let state = published(self.board.get());
         let births = [
             self.availability_message(),
@@ -261,62 +242,55 @@ impl<A: Answers> Session<A> {
             self.own_message(self.topics.state(), &state, true),
         ];
         self.published_state = Some(state);
-        self.outbox.push_first(Kind::Latest, births.into_iter());
+        self.core.outbox.push_first(Kind::Latest, births.into_iter());
     }
 
     fn down(&mut self) {
         self.allowed = None;
-        self.outbox.disconnected();
-        self.acks.reset();
+        self.core.disconnected();
     }
 
     fn step(&mut self, step: Step<A::Ticket>, now: Instant) {
         match step {
             Step::Chunk(job, accepted, chunk) => {
-                if let Some(message) = self.jobs.get(&job).map(|job| job.reply.chunk(chunk, now)) {
+                if let Some(message) = self.core.job(job).map(|job| job.asker.reply.chunk(chunk, now)) {
                     self.publish_at_once(message);
                 }
                 self.running.push(Box::pin(advance(job, accepted)));
             }
             Step::Turn(job, accepted, leave) => {
-                let run = self.jobs.get(&job).and_then(|job| job.run);
-                let written = run.map(|run| self.trail.begin(&run, now));
+                let note = self.core.turn(job, stamp(now));
+                let written = self.trail.write(note, self.core.seen(), now);
                 self.running.push(Box::pin(async move {
-                    if let Some(written) = written {
-                        written.wait().await;
-                    }
+                    written.wait().await;
                     leave.give();
                     advance(job, accepted).await
                 }));
             }
             Step::Final(number, mut last) => {
-                self.ended(number, now);
-                if let Some(job) = self.jobs.get_mut(&number) {
-                    job.accepted = true;
-                    job.id.clone_from(&last.id);
-                    last.redecoded = job.redecoded.then_some(true);
-                    let message = job.reply.last(*last, now);
-                    self.push_answer(number, message);
+                if let Some(Job { asker, redecoded, .. }) = self.core.job_mut(number) {
+                    asker.id.clone_from(&last.id);
+                    last.redecoded = redecoded.then_some(true);
+                    let message = asker.reply.last(*last, now);
+                    self.outcome(number, message, now);
                 }
             }
             Step::Embedded(number, mut reply) => {
-                self.ended(number, now);
-                if let Some(job) = self.jobs.get_mut(&number) {
-                    job.accepted = true;
-                    job.id.clone_from(&reply.id);
-                    reply.redecoded = job.redecoded.then_some(true);
-                    let message = job.reply.embedded(*reply, now);
-                    self.push_answer(number, message);
+                if let Some(Job { asker, redecoded, .. }) = self.core.job_mut(number) {
+                    asker.id.clone_from(&reply.id);
+                    reply.redecoded = redecoded.then_some(true);
+                    let message = asker.reply.embedded(*reply, now);
+                    self.outcome(number, message, now);
                 }
             }
             Step::Refused(number, error) => {
-                if let Some(job) = self.jobs.get(&number) {
-                    let message = job.reply.refused(&job.id, &self.mqtt.node, &error, now);
-                    self.push_answer(number, message);
+                if let Some(Job { asker, .. }) = self.core.job(number) {
+                    let message = asker.reply.refused(&asker.id, &self.mqtt.node, &error, now);
+                    self.core.answer(number, message);
                 }
             }
             Step::Cancelled(reply, id, found) => self.push_optional(reply.cancel(id, found, now)),
-            Step::Settled(deliveries) => deliveries.into_iter().for_each(|delivery| self.acks.answered(delivery)),
+            Step::Settled(deliveries) => self.core.settled(deliveries),
         }
     }
 
@@ -343,17 +317,12 @@ impl<A: Answers> Session<A> {
         }
     }
 
-    fn push_answer(&mut self, job: u64, message: Message) {
-        // Answers always find room: there are no more of them than jobs.
-        let _room = self.outbox.push(Kind::Answer(job), message);
-    }
-
     fn push_latest(&mut self, message: Message) {
-        let _room = self.outbox.push(Kind::Latest, message);
+        let _room = self.core.outbox.push(Kind::Latest, message);
     }
 
     fn push_optional(&mut self, message: Message) {
-        if !self.outbox.push(Kind::Optional, message) {
+        if !self.core.outbox.push(Kind::Optional, message) {
             self.counts.dropped_messages.inc();
         }
     }
@@ -369,8 +338,9 @@ impl<A: Answers> Session<A> {
 
     fn report(&mut self) {
         let state = if self.link.is_up() { "connected" } else { "connecting" };
-        self.metrics.mqtt_outbox(self.outbox.len());
-        let mqtt = v1::Mqtt { state: state.into(), outbox: u32::try_from(self.outbox.len()).unwrap_or(u32::MAX) };
+        let outbox = self.core.outbox.len();
+        self.metrics.mqtt_outbox(outbox);
+        let mqtt = v1::Mqtt { state: state.into(), outbox: u32::try_from(outbox).unwrap_or(u32::MAX) };
         if self.reported.as_ref() != Some(&mqtt) {
             self.board.update(|status| status.mqtt = Some(mqtt.clone()));
             self.reported = Some(mqtt);

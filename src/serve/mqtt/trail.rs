@@ -1,16 +1,16 @@
-//! What a restart must not forget, joined: the records ([`Seen`]) and their file ([`Journal`]). Without a file there is
-//! nothing that outlives the daemon, and nothing to wait for.
+//! What a restart must not forget: carries out what [`super::protocol`] wants to have on record, in the file
+//! ([`Journal`]). Without a file there is nothing that outlives the daemon, and nothing to wait for.
 
 use std::{
     path::{Path, PathBuf},
     time::{Duration, Instant, SystemTime},
 };
 
-use super::journal::{Journal, OpenError, Opened, Receipt};
-use crate::request::{
-    dedupe::{Fingerprint, Key},
-    seen::{Bounds, Record, Run, Seen, Trace},
+use super::{
+    journal::{Journal, OpenError, Opened, Receipt},
+    protocol::{Note, Now},
 };
+use crate::request::seen::{Bounds, Record, Seen};
 
 /// As long and as many as the daemon itself remembers.
 const BOUNDS: Bounds =
@@ -20,7 +20,7 @@ const SLACK: usize = 4096;
 /// Between two tries to write to a disk that failed.
 const TRY_AGAIN: Duration = Duration::from_secs(30);
 
-/// The requests of this daemon and of those before it.
+/// The way to the file; none, where nothing is kept.
 #[derive(Debug, Default)]
 pub struct Trail {
     book: Option<Book>,
@@ -28,7 +28,6 @@ pub struct Trail {
 
 #[derive(Debug)]
 struct Book {
-    seen: Seen,
     journal: Journal,
     /// Records in the file.
     written: usize,
@@ -38,67 +37,45 @@ struct Book {
 
 impl Trail {
     /// Takes up what an earlier daemon left in its state directory. Where nothing can be kept it says so in the log.
-    pub async fn open(folder: Option<PathBuf>) -> Self {
+    pub async fn open(folder: Option<PathBuf>) -> (Self, Option<Seen>) {
         let Some(folder) = folder else {
             log::warn!(target: "temperd::mqtt", "there is no state directory (STATE_DIRECTORY, XDG_STATE_HOME or HOME): \
                 requests are remembered in memory only, and a restart may answer some twice");
-            return Self::default();
+            return Default::default();
         };
         match tokio::task::spawn_blocking(move || Book::open(&folder)).await {
-            Ok(Ok(book)) => Self { book: Some(book) },
+            Ok(Ok((book, seen))) => (Self { book: Some(book) }, Some(seen)),
             Ok(Err(error)) => {
                 log::error!(target: "temperd::mqtt", "{error}; requests are remembered in memory only, and a restart \
                     may answer some twice");
-                Self::default()
+                Default::default()
             }
             // The runtime is going down.
-            Err(_) => Self::default(),
+            Err(_) => Default::default(),
         }
     }
 
-    /// Whether anything is written, and a request must wait for that.
-    pub fn is_kept(&self) -> bool {
-        self.book.is_some()
-    }
-
-    /// What earlier daemons left of a request.
-    pub fn trace(&mut self, key: &Key, payload: &Fingerprint) -> Trace {
-        self.book.as_mut().map_or(Trace::Unknown, |book| book.seen.trace(key, payload, unix_time()))
-    }
-
-    /// A request is about to run; it may once the receipt is here.
-    pub fn begin(&mut self, run: &Run, now: Instant) -> Receipt {
-        let Some(book) = &mut self.book else { return Receipt::at_once() };
-        let record = book.seen.begin(run, unix_time());
-        book.append(record, now);
-        book.journal.sync()
-    }
-
-    /// A request has its outcome. Worth a word, not a wait.
-    pub fn end(&mut self, run: &Run, now: Instant) {
-        if let Some(book) = &mut self.book
-            && let Some(record) = book.seen.end(run, unix_time())
-        {
-            book.append(record, now);
+    /// Puts something on record; comes once whoever waits for it may go on. `seen` has it already.
+    pub fn write(&mut self, note: Note, seen: Option<&Seen>, now: Instant) -> Receipt {
+        let (Some(book), Some(seen)) = (&mut self.book, seen) else { return Receipt::at_once() };
+        match note {
+            Note::Nothing => Receipt::at_once(),
+            Note::Append(record) => {
+                book.append(record, seen, now);
+                Receipt::at_once()
+            }
+            Note::Sync(record) => {
+                if let Some(record) = record {
+                    book.append(record, seen, now);
+                }
+                book.journal.sync()
+            }
         }
-    }
-
-    /// The broker has the final of a request; the request may be acknowledged once the receipt is here.
-    pub fn finish(&mut self, run: &Run, now: Instant) -> Receipt {
-        let Some(book) = &mut self.book else { return Receipt::at_once() };
-        let record = book.seen.finish(run, unix_time());
-        book.append(record, now);
-        book.journal.sync()
-    }
-
-    /// Comes once all that was written so far is safe.
-    pub fn settled(&self) -> Receipt {
-        self.book.as_ref().map_or_else(Receipt::at_once, |book| book.journal.sync())
     }
 }
 
 impl Book {
-    fn open(folder: &Path) -> Result<Self, OpenError> {
+    fn open(folder: &Path) -> Result<(Self, Seen), OpenError> {
         let Opened { journal, key, records, damaged } = Journal::open(folder)?;
         if damaged > 0 {
             log::warn!(target: "temperd::mqtt", file:% = folder.join("seen").display(), damaged, whole = records.len();
@@ -107,30 +84,35 @@ impl Book {
         let seen = Seen::restore(key, BOUNDS, records, unix_time());
         log::info!(target: "temperd::mqtt", folder:% = folder.display(), requests = seen.len();
             "requests are remembered over a restart");
-        let mut book = Self { seen, journal, written: 0, whole_at: Instant::now() };
+        let mut book = Self { journal, written: 0, whole_at: Instant::now() };
         // Begins with a whole file: what was torn or is too old is gone.
-        book.write_whole(Instant::now());
-        Ok(book)
+        book.write_whole(&seen, Instant::now());
+        Ok((book, seen))
     }
 
     /// While the file lags behind, the thread drops what comes, until it has a whole one to go on from.
-    fn append(&mut self, record: Record, now: Instant) {
-        let full = self.written > self.seen.len() * 2 + SLACK;
+    fn append(&mut self, record: Record, seen: &Seen, now: Instant) {
+        let full = self.written > seen.len() * 2 + SLACK;
         let try_again = self.journal.is_failing() && now.saturating_duration_since(self.whole_at) >= TRY_AGAIN;
         if full || try_again {
-            self.write_whole(now);
+            self.write_whole(seen, now);
         } else {
             self.written += 1;
             self.journal.append(record);
         }
     }
 
-    fn write_whole(&mut self, now: Instant) {
-        let records = self.seen.records();
+    fn write_whole(&mut self, seen: &Seen, now: Instant) {
+        let records = seen.records();
         self.written = records.len();
         self.whole_at = now;
         self.journal.whole(records);
     }
+}
+
+/// An instant, and what the other clock shows.
+pub fn stamp(at: Instant) -> Now {
+    Now { at, unix: unix_time() }
 }
 
 fn unix_time() -> u64 {
@@ -140,7 +122,11 @@ fn unix_time() -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::request::{Client, dedupe::Mark, seen::record::BYTES};
+    use crate::request::{
+        Client,
+        dedupe::{Fingerprint, Key, Mark},
+        seen::{Run, Trace, record::BYTES},
+    };
 
     fn run(number: usize) -> Run {
         let mark = number.to_le_bytes();
@@ -148,38 +134,61 @@ mod tests {
         Run { key, payload: Fingerprint::of("", &mark), seed: 7, dead: 0 }
     }
 
-    async fn open(folder: &Path) -> Trail {
-        let trail = Trail::open(Some(folder.into())).await;
-        assert!(trail.is_kept());
-        trail
+    /// Both, as the protocol uses them.
+    struct Kept {
+        trail: Trail,
+        seen: Seen,
+        now: Instant,
     }
 
-    fn known(trail: &mut Trail, number: usize) -> Trace {
-        let run = run(number);
-        trail.trace(&run.key, &run.payload)
+    impl Kept {
+        async fn open(folder: &Path) -> Self {
+            let (trail, seen) = Trail::open(Some(folder.into())).await;
+            Self { trail, seen: seen.expect("a folder that can be used"), now: Instant::now() }
+        }
+
+        fn begin(&mut self, run: &Run) -> Receipt {
+            let record = self.seen.begin(run, unix_time());
+            self.trail.write(Note::Sync(Some(record)), Some(&self.seen), self.now)
+        }
+
+        fn end(&mut self, run: &Run) {
+            let record = self.seen.end(run, unix_time()).expect("it was begun");
+            drop(self.trail.write(Note::Append(record), Some(&self.seen), self.now));
+        }
+
+        fn finish(&mut self, run: &Run) -> Receipt {
+            let record = self.seen.finish(run, unix_time());
+            self.trail.write(Note::Sync(Some(record)), Some(&self.seen), self.now)
+        }
+
+        fn known(&mut self, number: usize) -> Trace {
+            let run = run(number);
+            self.seen.trace(&run.key, &run.payload, unix_time())
+        }
     }
 
     #[tokio::test]
     async fn the_file_stays_bounded_and_the_latest_are_in_it() {
         let folder = tempfile::tempdir().unwrap();
-        let mut trail = open(folder.path()).await;
-        let (now, many) = (Instant::now(), 4 * BOUNDS.entries);
+        let mut kept = Kept::open(folder.path()).await;
+        let many = 4 * BOUNDS.entries;
         for number in 0..many {
-            drop(trail.begin(&run(number), now));
-            trail.end(&run(number), now);
-            let finished = trail.finish(&run(number), now);
+            drop(kept.begin(&run(number)));
+            kept.end(&run(number));
+            let finished = kept.finish(&run(number));
             if number % 500 == 0 {
                 finished.wait().await;
             }
         }
-        trail.settled().wait().await;
+        kept.trail.write(Note::Sync(None), Some(&kept.seen), kept.now).wait().await;
         let bytes = std::fs::metadata(folder.path().join("seen")).unwrap().len();
         assert!(bytes <= ((2 * BOUNDS.entries + SLACK + 8) * BYTES) as u64, "{bytes}");
-        drop(trail);
-        let mut trail = open(folder.path()).await;
-        assert_eq!(known(&mut trail, 0), Trace::Unknown);
-        assert_eq!(known(&mut trail, many - BOUNDS.entries), Trace::Finished);
-        assert_eq!(known(&mut trail, many - 1), Trace::Finished);
+        drop(kept);
+        let mut kept = Kept::open(folder.path()).await;
+        assert_eq!(kept.known(0), Trace::Unknown);
+        assert_eq!(kept.known(many - BOUNDS.entries), Trace::Finished);
+        assert_eq!(kept.known(many - 1), Trace::Finished);
     }
 
     #[tokio::test]
@@ -187,18 +196,18 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let new = folder.path().join("seen.new");
         std::os::unix::fs::symlink("/dev/full", &new).unwrap();
-        let mut trail = open(folder.path()).await;
-        let now = Instant::now();
-        trail.begin(&run(1), now).wait().await;
-        trail.finish(&run(1), now).wait().await;
+        let mut kept = Kept::open(folder.path()).await;
+        kept.begin(&run(1)).wait().await;
+        kept.finish(&run(1)).wait().await;
         std::fs::remove_file(&new).unwrap();
         // Not at every request: a disk that is full is left in peace for a while.
-        trail.begin(&run(2), now).wait().await;
+        kept.begin(&run(2)).wait().await;
         assert!(!folder.path().join("seen").exists());
-        trail.begin(&run(3), now + TRY_AGAIN + Duration::from_secs(1)).wait().await;
-        drop(trail);
-        let mut trail = open(folder.path()).await;
-        assert_eq!(known(&mut trail, 1), Trace::Finished);
-        assert_eq!([2, 3].map(|number| known(&mut trail, number)), [Trace::Started { seed: 7, dead: 1 }; 2]);
+        kept.now += TRY_AGAIN + Duration::from_secs(1);
+        kept.begin(&run(3)).wait().await;
+        drop(kept);
+        let mut kept = Kept::open(folder.path()).await;
+        assert_eq!(kept.known(1), Trace::Finished);
+        assert_eq!([2, 3].map(|number| kept.known(number)), [Trace::Started { seed: 7, dead: 1 }; 2]);
     }
 }

@@ -1,5 +1,5 @@
 //! From the outcome of a request to its acknowledgement: the broker takes its final, that is put on record, and then the
-//! request itself can go.
+//! request itself can go. The order is that of [`crate::serve::mqtt::protocol`].
 
 use std::time::Instant;
 
@@ -7,21 +7,21 @@ use super::{Session, Step};
 use crate::{
     request::{ErrorCode, Outcome, RequestError},
     serve::mqtt::{
-        acks::Delivery,
         answers::Answers,
-        journal::Receipt,
         message::Message,
         outbox::{End, Gone, Kind},
+        protocol::{Left, Settlement},
+        trail::stamp,
     },
     wire::v1,
 };
 
 impl<A: Answers> Session<A> {
-    /// A request has its outcome: this daemon did not die of it.
-    pub(super) fn ended(&mut self, number: u64, now: Instant) {
-        if let Some(run) = self.jobs.get(&number).and_then(|job| job.run) {
-            self.trail.end(&run, now);
-        }
+    /// An accepted request has its outcome.
+    pub(super) fn outcome(&mut self, job: u64, message: Message, now: Instant) {
+        let note = self.core.outcome(job, message, stamp(now));
+        // Worth a word, not a wait.
+        let _written = self.trail.write(note, self.core.seen(), now);
     }
 
     /// A message has left the outbox, one way or another.
@@ -45,62 +45,38 @@ impl<A: Answers> Session<A> {
                 );
             }
         }
-        match (gone.kind, gone.end) {
-            (Kind::Farewell, _) => self.parted = true,
-            (Kind::Answer(number), End::TooLarge(limit)) => self.replace(number, gone.message, limit, now),
-            (Kind::Answer(number), _) => self.finish(number, gone.message, now),
-            _ => {}
+        self.parted |= gone.kind == Kind::Farewell;
+        match self.core.left(gone, stamp(now)) {
+            Left::Nothing => {}
+            Left::Over(settlement) => self.settle(settlement, now),
+            Left::TooLarge { job, message, limit } => self.replace(job, &message, limit, now),
         }
     }
 
-    /// Tells the device of an answer that does not fit through the broker; once, and then no more of it.
-    pub(super) fn replace(&mut self, number: u64, message: Message, limit: u32, now: Instant) {
+    /// Tells the device of an answer that does not fit through the broker.
+    fn replace(&mut self, number: u64, message: &Message, limit: u32, now: Instant) {
+        let Some(asker) = self.core.job(number).map(|job| &job.asker) else { return };
         let bytes = message.payload.len();
-        let Some(job) = self.jobs.get_mut(&number).filter(|job| !job.replaced) else {
-            self.finish(number, message, now);
-            return;
-        };
-        job.replaced = true;
-        let way_out = if job.reply.embeds { "send fewer texts at once" } else { "ask for max_reply_bytes" };
+        let way_out = if asker.reply.embeds { "send fewer texts at once" } else { "ask for max_reply_bytes" };
         let text = format!("the answer has {bytes} bytes, the broker takes packets of {limit}; {way_out}");
         let error = RequestError::new(ErrorCode::PayloadTooLarge, text).with_numbers(limit as usize, bytes);
         let last = v1::Final {
-            id: job.id.clone(),
+            id: asker.id.clone(),
             node: self.mqtt.node.clone(),
             outcome: Outcome::Failed.as_str().into(),
             error: Some(error.to_wire()),
             ..v1::Final::default()
         };
-        let message = job.reply.last(last, now);
-        self.push_answer(number, message);
-    }
-
-    /// The broker has the final, or never will: the request itself can be acknowledged, once that is on record.
-    pub(super) fn finish(&mut self, number: u64, message: Message, now: Instant) {
-        let Some(job) = self.jobs.remove(&number) else { return };
-        let written = match job.run {
-            Some(run) if job.accepted => {
-                let size = message.payload.len() + message.topic.len();
-                if self.seen.finish(run.key, number, message, size, now) {
-                    self.trail.finish(&run, now)
-                } else {
-                    Receipt::at_once()
-                }
-            }
-            Some(run) => {
-                self.seen.forget(&run.key, number);
-                Receipt::at_once()
-            }
-            // A final that was sent once more: that of the first may not be on record yet.
-            None => self.trail.settled(),
-        };
-        self.settle(job.deliveries, written);
+        let message = asker.reply.last(last, now);
+        self.core.answer(number, message);
     }
 
     /// Acknowledges deliveries once what they brought is on record.
-    pub(super) fn settle(&mut self, deliveries: Vec<Delivery>, written: Receipt) {
+    pub(super) fn settle(&mut self, settlement: Settlement, now: Instant) {
+        let Settlement { note, deliveries } = settlement;
+        let written = self.trail.write(note, self.core.seen(), now);
         if written.is_here() {
-            deliveries.into_iter().for_each(|delivery| self.acks.answered(delivery));
+            self.core.settled(deliveries);
         } else {
             self.running.push(Box::pin(async move {
                 written.wait().await;

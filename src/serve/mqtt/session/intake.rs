@@ -2,25 +2,27 @@
 //!
 //! A request without correlation data and id has no mark. A repeat of it by its sender is a new question; but what the
 //! broker sends again after a lost connection (DUP flag) joins the job that runs, or is acknowledged without a word
-//! where the broker already has its answer. What is to be done is decided by [`seen::decide`].
+//! where the broker already has its answer. What is to be done is decided by
+//! [`Protocol::take`](crate::serve::mqtt::protocol::Protocol::take).
 
 use std::time::{Duration, Instant};
 
-use super::{Accepted, Job, Session, Step, advance};
+use super::{Accepted, Asker, Session, Step, advance};
 use crate::{
     dispatch::gate::{Gate, Knock},
     request::{
         ErrorCode, Outcome, Request, RequestError, WayIn,
         dedupe::{Fingerprint, Key, Mark},
-        seen::{self, Course, Run},
     },
     serve::mqtt::{
         acks::Delivery,
         answers::Answers,
-        codec::{self, Asked, Format, Rejected, Rules},
+        codec::{self, Format, Rejected, Rules},
         message::{Incoming, Message},
+        protocol::{Asked, Refusal, Taken},
         reply::ReplyTo,
         topics::{self, Op, Target},
+        trail::stamp,
     },
     wire::v1,
 };
@@ -33,7 +35,7 @@ impl<A: Answers> Session<A> {
             self.ignore("more requests than this connection may hold");
             return;
         }
-        let delivery = message.packet.map(|packet| self.acks.arrived(packet));
+        let delivery = message.packet.map(|packet| self.core.acks.arrived(packet));
         let Some(target) = target else {
             self.ignore("retained, or not a request topic of this node");
             self.acknowledge(delivery);
@@ -65,16 +67,16 @@ impl<A: Answers> Session<A> {
         .and_then(|()| codec::decode(&target, format, &message.payload, rules));
         match asked {
             Err(Rejected { id, error }) => self.refuse(reply, id, &error, delivery, now),
-            Ok(Asked::Status) => {
+            Ok(codec::Asked::Status) => {
                 let status = self.board.get();
                 self.push_optional(reply.status(&status, now));
                 self.acknowledge(delivery);
             }
-            Ok(Asked::Cancel(id)) => {
+            Ok(codec::Asked::Cancel(id)) => {
                 self.acknowledge(delivery);
                 self.cancel(&target, reply, id);
             }
-            Ok(Asked::Job(request)) => self.take(*request, &target, reply, &message, delivery, now),
+            Ok(codec::Asked::Job(request)) => self.take(*request, &target, reply, &message, delivery, now),
         }
     }
 
@@ -109,61 +111,37 @@ impl<A: Answers> Session<A> {
         };
         let marked = !matches!(mark, Mark::Payload(_));
         let key = Key::new(target.op.as_str(), &request.client, &reply.topic, mark);
-        let before = self.trail.trace(&key, &fingerprint);
-        let course = seen::decide(marked, message.again, self.seen.look(&key, fingerprint, now), before);
-        let fresh = || request.sampling.seed.unwrap_or_else(|| fastrand::u32(..));
-        let (seed, dead, redecoded) = match course {
-            Course::Run => (fresh(), 0, false),
-            Course::RunAgain { seed, dead } => (seed, dead, true),
-            Course::Join(number) => {
+        let asked = Asked { key, payload: fingerprint, marked, again: message.again };
+        let wish = request.sampling.seed;
+        let asker = Asker { reply, id: request.id.clone() };
+        let taken = self.core.take(
+            &asked,
+            asker,
+            delivery,
+            || wish.unwrap_or_else(|| fastrand::u32(..)),
+            |asker, kept| Message { expires: asker.reply.lives_until(now), ..kept.clone() },
+            stamp(now),
+        );
+        let (number, seed) = match taken {
+            Taken::Run { job, seed } => (job, seed),
+            Taken::Repeat(settlement) => {
                 self.counts.repeats.inc();
-                if let Some(job) = self.jobs.get_mut(&number) {
-                    job.deliveries.extend(delivery);
-                }
+                self.settle(settlement, now);
                 return;
             }
-            Course::Acknowledge => {
-                self.counts.repeats.inc();
-                let written = self.trail.settled();
-                self.settle(delivery.into_iter().collect(), written);
+            Taken::Poison { job, dead } => {
+                self.give_up(job, dead, now);
                 return;
             }
-            Course::Resend(kept) => {
-                let again = Message { expires: reply.lives_until(now), ..kept.clone() };
-                self.counts.repeats.inc();
-                let number = self.open(reply, request.id, None, delivery);
-                self.push_answer(number, again);
-                return;
-            }
-            Course::AlreadyAnswered => {
-                let text = "this request was answered, and its answer is no longer kept; ask anew with another mark";
-                let error = RequestError::new(ErrorCode::AlreadyAnswered, text);
-                self.refuse(reply, request.id, &error, delivery, now);
-                return;
-            }
-            Course::Conflict => {
-                let text = "another request with the same correlation data or id but another payload is known; \
-                            use a new one for every question";
-                let error = RequestError::new(ErrorCode::IdConflict, text);
-                self.refuse(reply, request.id, &error, delivery, now);
-                return;
-            }
-            Course::Poison(dead) => {
-                let run = Run { key, payload: fingerprint, seed: fresh(), dead };
-                self.give_up(run, reply, request.id, delivery, now);
+            Taken::Refused(Asker { reply, id }, refusal) => {
+                self.refuse(reply, id, &refused(refusal), delivery, now);
                 return;
             }
         };
         request.sampling.seed = Some(seed);
         request.deadline = [request.deadline, message.expiry].into_iter().flatten().min();
-        let run = Run { key, payload: fingerprint, seed, dead };
-        let number = self.open(reply, request.id.clone(), Some(run), delivery);
-        if let Some(job) = self.jobs.get_mut(&number) {
-            job.redecoded = redecoded;
-        }
-        self.seen.start(key, fingerprint, number);
         // Without a file there is nothing to write down, and no gate.
-        let (gate, knock) = if self.trail.is_kept() { Gate::shut() } else { (Gate::open(), Knock::never()) };
+        let (gate, knock) = if self.core.is_kept() { Gate::shut() } else { (Gate::open(), Knock::never()) };
         let answers = self.answers.clone();
         self.running.push(Box::pin(async move {
             match answers.submit(gate, request).await {
@@ -174,8 +152,8 @@ impl<A: Answers> Session<A> {
     }
 
     /// Ends a request that daemons died of.
-    fn give_up(&mut self, run: Run, reply: ReplyTo, id: String, delivery: Option<Delivery>, now: Instant) {
-        let dead = run.dead;
+    fn give_up(&mut self, number: u64, dead: u8, now: Instant) {
+        let Some(Asker { reply, id }) = self.core.job(number).map(|job| &job.asker) else { return };
         self.metrics.finished(WayIn::Mqtt, Outcome::Failed, Duration::ZERO);
         log::error!(target: "temperd::mqtt", dead; "a request is given up: daemons ended while it ran");
         let message = format!("{dead} daemons in a row ended while it ran; it is not tried again");
@@ -187,12 +165,7 @@ impl<A: Answers> Session<A> {
             ..v1::Final::default()
         };
         let message = reply.last(last, now);
-        let number = self.open(reply, id, Some(run), delivery);
-        if let Some(job) = self.jobs.get_mut(&number) {
-            job.accepted = true;
-        }
-        self.seen.start(run.key, run.payload, number);
-        self.push_answer(number, message);
+        self.core.answer(number, message);
     }
 
     /// Refuses what the dispatcher never sees.
@@ -205,8 +178,8 @@ impl<A: Answers> Session<A> {
             return;
         }
         let message = reply.refused(&id, &self.mqtt.node, error, now);
-        let number = self.open(reply, id, None, delivery);
-        self.push_answer(number, message);
+        let number = self.core.open(Asker { reply, id }, delivery);
+        self.core.answer(number, message);
     }
 
     fn cancel(&mut self, target: &Target, reply: ReplyTo, id: String) {
@@ -223,18 +196,9 @@ impl<A: Answers> Session<A> {
         }));
     }
 
-    fn open(&mut self, reply: ReplyTo, id: String, run: Option<Run>, delivery: Option<Delivery>) -> u64 {
-        let number = self.next_job;
-        self.next_job += 1;
-        let deliveries = delivery.into_iter().collect();
-        self.jobs
-            .insert(number, Job { reply, id, run, redecoded: false, deliveries, accepted: false, replaced: false });
-        number
-    }
-
     fn acknowledge(&mut self, delivery: Option<Delivery>) {
         if let Some(delivery) = delivery {
-            self.acks.answered(delivery);
+            self.core.acks.answered(delivery);
         }
     }
 
@@ -242,7 +206,7 @@ impl<A: Answers> Session<A> {
     /// up over many connections to a broker that never takes their answers.
     fn is_overrun(&self, acknowledged: bool) -> bool {
         let share = if acknowledged { 3 } else { 1 };
-        self.jobs.len() >= self.most_jobs() * share
+        self.core.jobs() >= self.most_jobs() * share
     }
 
     fn most_jobs(&self) -> usize {
@@ -252,5 +216,19 @@ impl<A: Answers> Session<A> {
     fn ignore(&self, reason: &'static str) {
         self.counts.ignored_requests.inc();
         log::warn!(target: "temperd::mqtt", reason; "message ignored");
+    }
+}
+
+fn refused(refusal: Refusal) -> RequestError {
+    match refusal {
+        Refusal::AlreadyAnswered => RequestError::new(
+            ErrorCode::AlreadyAnswered,
+            "this request was answered, and its answer is no longer kept; ask anew with another mark",
+        ),
+        Refusal::Conflict => RequestError::new(
+            ErrorCode::IdConflict,
+            "another request with the same correlation data or id but another payload is known; use a new one for \
+             every question",
+        ),
     }
 }

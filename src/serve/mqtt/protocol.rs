@@ -123,7 +123,7 @@ pub enum Left<M> {
 pub struct Job<R> {
     /// Whatever the caller keeps.
     pub asker: R,
-    /// An earlier daemon died while it answered.
+    /// An earlier daemon began it, and the broker may have its final: this one says so.
     pub redecoded: bool,
     /// `None`: its answer is not kept.
     run: Option<Run>,
@@ -242,7 +242,7 @@ impl<R, M: Letter + Clone> Protocol<R, M> {
                 let run = Run { key, payload, seed: fresh(), dead };
                 let job = self.begin(asker, run, delivery);
                 if let Some(job) = self.jobs.get_mut(&job) {
-                    job.accepted = true;
+                    (job.accepted, job.redecoded) = (true, true);
                 }
                 return Taken::Poison { job, dead };
             }
@@ -341,3 +341,7 @@ impl<R, M: Letter + Clone> Protocol<R, M> {
         number
     }
 }
+
+#[cfg(test)]
+#[path = "protocol/tests.rs"]
+mod tests;

@@ -19,7 +19,7 @@ use crate::{
         answers::Answers,
         codec::{self, Format, Rejected, Rules},
         message::{Incoming, Message},
-        protocol::{Asked, Refusal, Taken},
+        protocol::{Asked, Job, Refusal, Taken},
         reply::ReplyTo,
         topics::{self, Op, Target},
         trail::stamp,
@@ -153,7 +153,7 @@ impl<A: Answers> Session<A> {
 
     /// Ends a request that daemons died of.
     fn give_up(&mut self, number: u64, dead: u8, now: Instant) {
-        let Some(Asker { reply, id }) = self.core.job(number).map(|job| &job.asker) else { return };
+        let Some(Job { asker: Asker { reply, id }, redecoded, .. }) = self.core.job(number) else { return };
         self.metrics.finished(WayIn::Mqtt, Outcome::Failed, Duration::ZERO);
         log::error!(target: "temperd::mqtt", dead; "a request is given up: daemons ended while it ran");
         let message = format!("{dead} daemons in a row ended while it ran; it is not tried again");
@@ -162,6 +162,7 @@ impl<A: Answers> Session<A> {
             node: self.mqtt.node.clone(),
             outcome: Outcome::Failed.as_str().into(),
             error: Some(RequestError::new(ErrorCode::Poison, message).to_wire()),
+            redecoded: redecoded.then_some(true),
             ..v1::Final::default()
         };
         let message = reply.last(last, now);

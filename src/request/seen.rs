@@ -13,7 +13,8 @@
 //!
 //! A request that has run but has no final is run again, from the same seed. Each daemon that writes a beginning counts
 //! itself as dead of it, and takes that back when the request has its outcome; so one that was running in
-//! [`POISON`] daemons that died is known, and ends there. Requests that only wait leave no record.
+//! [`POISON`] daemons that died is known, and ends there. Requests that only wait leave no record, until they end so: the
+//! next daemon has to know that there may be a final of them.
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
 
@@ -121,6 +122,17 @@ fn finished<'a, A>(marked: bool, again: bool) -> Course<'a, A> {
     if marked && !again { Course::AlreadyAnswered } else { Course::Acknowledge }
 }
 
+/// What is to be put on record of a request that has its outcome.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Ended {
+    /// It ran, and this daemon lives. Worth a word, not a wait.
+    Ran(Record),
+    /// It never ran, so that no later daemon would know of its outcome: to be safe before anybody else does.
+    Waited(Record),
+    /// An earlier daemon began it, and that says enough.
+    Known,
+}
+
 /// What the records say.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Seen {
@@ -183,10 +195,19 @@ impl Seen {
         self.change(run, State::Started { seed: run.seed, dead: run.dead.saturating_add(1) }, true, now)
     }
 
-    /// It has its outcome, and this daemon lives; `None` where it never ran.
-    pub fn end(&mut self, run: &Run, now: u64) -> Option<Record> {
-        self.entries.get(&self.key.name(&run.key)).filter(|entry| entry.live)?;
-        Some(self.change(run, State::Started { seed: run.seed, dead: run.dead }, true, now))
+    /// It has its outcome.
+    pub fn end(&mut self, run: &Run, now: u64) -> Ended {
+        let name = self.key.name(&run.key);
+        let known = self.entries.get(&name).filter(|entry| entry.record.print == self.key.print(&name, &run.payload));
+        let (ran, begun) = (
+            known.is_some_and(|entry| entry.live),
+            known.is_some_and(|entry| matches!(entry.record.state, State::Started { .. })),
+        );
+        if begun && !ran {
+            return Ended::Known;
+        }
+        let record = self.change(run, State::Started { seed: run.seed, dead: run.dead }, true, now);
+        if ran { Ended::Ran(record) } else { Ended::Waited(record) }
     }
 
     /// The broker has its final. Its record must be safe before the request is acknowledged.

@@ -50,13 +50,28 @@ fn a_daemon_that_lives_to_see_the_outcome_does_not_count_as_dead_of_it() {
     let mut seen = empty();
     let one = run(1, 11, 0);
     let begun = seen.begin(&one, 1);
-    let ended = seen.end(&one, 2).unwrap();
+    let Ended::Ran(ended) = seen.end(&one, 2) else { panic!("it ran") };
     assert_eq!(traced(&mut restarted(&[begun, ended], 3), &one, 3), Trace::Started { seed: 11, dead: 0 });
     let mut second = restarted(&[begun], 3);
     let again = second.begin(&Run { dead: 1, ..one }, 4);
     assert_eq!(traced(&mut restarted(&[begun, again], 5), &one, 5), Trace::Started { seed: 11, dead: 2 });
-    // One that never ran leaves nothing to take back.
-    assert_eq!(empty().end(&one, 1), None);
+    // What an earlier daemon wrote stands where this one did not run it.
+    assert_eq!(second.end(&Run { dead: 2, ..run(2, 0, 0) }, 5), waited(&run(2, 0, 2), 5));
+    assert_eq!(restarted(&[begun], 3).end(&Run { dead: 1, ..one }, 4), Ended::Known);
+}
+
+fn waited(run: &Run, at: u64) -> Ended {
+    let name = secret().name(&run.key);
+    let state = State::Started { seed: run.seed, dead: run.dead };
+    Ended::Waited(Record { name, print: secret().print(&name, &run.payload), state, at })
+}
+
+#[test]
+fn one_that_ends_before_it_runs_is_known_to_the_next_daemon() {
+    let mut seen = empty();
+    let one = run(1, 11, 0);
+    let Ended::Waited(record) = seen.end(&one, 2) else { panic!("it never ran") };
+    assert_eq!(traced(&mut restarted(&[record], 3), &one, 3), Trace::Started { seed: 11, dead: 0 });
 }
 
 #[test]
@@ -163,7 +178,10 @@ proptest! {
             let one = run(id, seed, 0);
             match what {
                 0 | 1 => log.push(seen.begin(&one, now)),
-                2 => log.extend(seen.end(&one, now)),
+                2 => match seen.end(&one, now) {
+                    Ended::Ran(record) | Ended::Waited(record) => log.push(record),
+                    Ended::Known => {}
+                },
                 _ => log.push(seen.finish(&one, now)),
             }
             let (mut by_log, mut by_whole) = (restarted(&log, now), restarted(&seen.records(), now));

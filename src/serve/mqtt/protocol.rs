@@ -19,7 +19,7 @@ use super::{
 };
 use crate::request::{
     dedupe::{Bounds, Dedupe, Fingerprint, Key},
-    seen::{self, Course, Record, Run, Seen, Trace},
+    seen::{self, Course, Ended, Record, Run, Seen, Trace},
 };
 
 /// Both clocks.
@@ -120,7 +120,7 @@ pub enum Left<M> {
 
 /// A request between its delivery and the broker's word on its final.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
-pub struct Job<R> {
+pub struct Job<R, M> {
     /// Whatever the caller keeps.
     pub asker: R,
     /// An earlier daemon began it, and the broker may have its final: this one says so.
@@ -133,6 +133,8 @@ pub struct Job<R> {
     accepted: bool,
     /// Whether its final has already given way to a smaller one.
     replaced: bool,
+    /// Its final, until it may be sent.
+    held: Option<M>,
 }
 
 /// The state of it all.
@@ -145,7 +147,7 @@ pub struct Protocol<R, M> {
     /// What outlives the daemon; `None`: nothing does.
     seen: Option<Seen>,
     answered: Dedupe<M>,
-    jobs: BTreeMap<u64, Job<R>>,
+    jobs: BTreeMap<u64, Job<R, M>>,
     next_job: u64,
 }
 
@@ -178,12 +180,12 @@ impl<R, M: Letter + Clone> Protocol<R, M> {
 
     /// A job that is not over.
     #[must_use]
-    pub fn job(&self, job: u64) -> Option<&Job<R>> {
+    pub fn job(&self, job: u64) -> Option<&Job<R, M>> {
         self.jobs.get(&job)
     }
 
     /// A job that is not over, to change what the caller keeps with it.
-    pub fn job_mut(&mut self, job: u64) -> Option<&mut Job<R>> {
+    pub fn job_mut(&mut self, job: u64) -> Option<&mut Job<R, M>> {
         self.jobs.get_mut(&job)
     }
 
@@ -268,15 +270,30 @@ impl<R, M: Letter + Clone> Protocol<R, M> {
         }
     }
 
-    /// An accepted request has its outcome: this daemon did not die of it. Its final is sent.
+    /// An accepted request has its outcome: this daemon did not die of it. Its final is sent at once or, where it never
+    /// ran, by [`Self::noted`] once the note is safe: else the next daemon would run it as if there were no final of it.
     pub fn outcome(&mut self, job: u64, message: M, now: Now) -> Note {
         let Some(state) = self.jobs.get_mut(&job) else { return Note::Nothing };
         state.accepted = true;
-        let run = state.run;
-        self.answer(job, message);
-        match (&mut self.seen, run) {
-            (Some(seen), Some(run)) => seen.end(&run, now.unix).map_or(Note::Nothing, Note::Append),
+        let note = match (&mut self.seen, state.run) {
+            (Some(seen), Some(run)) => match seen.end(&run, now.unix) {
+                Ended::Ran(record) => Note::Append(record),
+                Ended::Waited(record) => {
+                    state.held = Some(message);
+                    return Note::Sync(Some(record));
+                }
+                Ended::Known => Note::Nothing,
+            },
             _ => Note::Nothing,
+        };
+        self.answer(job, message);
+        note
+    }
+
+    /// What [`Self::outcome`] gave to be synced is safe.
+    pub fn noted(&mut self, job: u64) {
+        if let Some(message) = self.jobs.get_mut(&job).and_then(|job| job.held.take()) {
+            self.answer(job, message);
         }
     }
 
@@ -336,7 +353,7 @@ impl<R, M: Letter + Clone> Protocol<R, M> {
         let number = self.next_job;
         self.next_job += 1;
         let deliveries = delivery.into_iter().collect();
-        let job = Job { asker, redecoded: false, run, deliveries, accepted: false, replaced: false };
+        let job = Job { asker, redecoded: false, run, deliveries, accepted: false, replaced: false, held: None };
         self.jobs.insert(number, job);
         number
     }

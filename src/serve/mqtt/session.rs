@@ -291,6 +291,7 @@ impl<A: Answers> Session<A> {
             }
             Step::Cancelled(reply, id, found) => self.push_optional(reply.cancel(id, found, now)),
             Step::Settled(deliveries) => self.core.settled(deliveries),
+            Step::Noted(job) => self.core.noted(job),
         }
     }
 

@@ -125,7 +125,7 @@ mod tests {
     use crate::request::{
         Client,
         dedupe::{Fingerprint, Key, Mark},
-        seen::{Run, Trace, record::BYTES},
+        seen::{Ended, Run, Trace, record::BYTES},
     };
 
     fn run(number: usize) -> Run {
@@ -153,7 +153,7 @@ mod tests {
         }
 
         fn end(&mut self, run: &Run) {
-            let record = self.seen.end(run, unix_time()).expect("it was begun");
+            let Ended::Ran(record) = self.seen.end(run, unix_time()) else { panic!("it was begun") };
             drop(self.trail.write(Note::Append(record), Some(&self.seen), self.now));
         }
 

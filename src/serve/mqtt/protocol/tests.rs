@@ -126,3 +126,23 @@ fn a_request_that_is_given_up_says_that_there_may_be_another_final() {
     let Taken::Poison { job, dead: POISON } = rig.take(&request, 1) else { panic!("not given up") };
     assert!(rig.core.job(job).is_some_and(|job| job.redecoded));
 }
+
+/// One that is cancelled, or expires, while it waits.
+#[test]
+fn an_outcome_before_the_first_step_is_on_record_before_its_final_is_sent() {
+    let request = asked(Mark::Correlation(b"m"), false);
+    let mut rig = Rig::start(Vec::new());
+    let job = rig.run(&request, 1);
+    let note = rig.core.outcome(job, "cancelled", now());
+    assert!(rig.sent().is_empty());
+    assert!(rig.write(note));
+    rig.core.noted(job);
+    assert_eq!(rig.sent(), ["cancelled"]);
+    // It dies before the broker's receipt is on record: the next one knows that there may be a final.
+    let mut rig = rig.next();
+    let job = rig.run(&Asked { again: true, ..request }, 1);
+    assert!(rig.core.job(job).is_some_and(|job| job.redecoded));
+    let note = rig.core.outcome(job, "cancelled", now());
+    assert!(!rig.write(note));
+    assert_eq!(rig.sent(), ["cancelled"]);
+}

@@ -20,8 +20,15 @@ impl<A: Answers> Session<A> {
     /// An accepted request has its outcome.
     pub(super) fn outcome(&mut self, job: u64, message: Message, now: Instant) {
         let note = self.core.outcome(job, message, stamp(now));
-        // Worth a word, not a wait.
-        let _written = self.trail.write(note, self.core.seen(), now);
+        let written = self.trail.write(note, self.core.seen(), now);
+        if written.is_here() {
+            self.core.noted(job);
+        } else {
+            self.running.push(Box::pin(async move {
+                written.wait().await;
+                Step::Noted(job)
+            }));
+        }
     }
 
     /// A message has left the outbox, one way or another.

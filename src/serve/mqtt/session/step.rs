@@ -26,6 +26,8 @@ pub enum Step<T> {
     Cancelled(ReplyTo, String, bool),
     /// What these deliveries brought is answered, and safe on disk.
     Settled(Vec<Delivery>),
+    /// That a request has its outcome is safe on disk.
+    Noted(u64),
 }
 
 /// An accepted request.

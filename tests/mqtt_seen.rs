@@ -80,7 +80,7 @@ fn records(state: &TempDir) -> Vec<Record> {
 
 /// Waits until so many requests are on record as finished.
 async fn finished(state: &TempDir, count: usize) {
-    let is_finished = |record: &Record| record.state == State::Finished;
+    let is_finished = |record: &Record| matches!(record.state, State::Finished { .. });
     within("record", async {
         while records(state).iter().filter(|record| is_finished(record)).count() < count {
             tokio::time::sleep(std::time::Duration::from_millis(5)).await;

@@ -66,7 +66,10 @@ pub enum Trace {
         dead: u8,
     },
     /// The broker has its final.
-    Finished,
+    Finished {
+        /// Packet id of the delivery that it answered; 0 where there was none.
+        packet: u16,
+    },
 }
 
 /// What is to be done about a delivery.
@@ -110,7 +113,7 @@ pub fn decide<'a, A>(marked: bool, again: bool, here: Verdict<'a, A>, before: Tr
         Verdict::New => match before {
             Trace::Unknown => Course::Run,
             Trace::Conflict => Course::Conflict,
-            Trace::Finished => finished(marked, again),
+            Trace::Finished { .. } => finished(marked, again),
             Trace::Started { dead, .. } if dead >= POISON => Course::Poison(dead),
             Trace::Started { seed, dead } => Course::RunAgain { seed, dead },
         },
@@ -183,7 +186,9 @@ impl Seen {
         match self.entries.get(&name) {
             None => Trace::Unknown,
             Some(entry) if entry.record.print != self.key.print(&name, payload) => Trace::Conflict,
-            Some(Entry { record: Record { state: State::Finished, .. }, .. }) => Trace::Finished,
+            Some(Entry { record: Record { state: State::Finished { packet }, .. }, .. }) => {
+                Trace::Finished { packet: *packet }
+            }
             Some(Entry { record: Record { state: State::Started { seed, dead }, .. }, .. }) => {
                 Trace::Started { seed: *seed, dead: *dead }
             }
@@ -210,9 +215,10 @@ impl Seen {
         if ran { Ended::Ran(record) } else { Ended::Waited(record) }
     }
 
-    /// The broker has its final. Its record must be safe before the request is acknowledged.
-    pub fn finish(&mut self, run: &Run, now: u64) -> Record {
-        let record = self.change(run, State::Finished, false, now);
+    /// The broker has its final, which answers what came as this packet. Its record must be safe before the request is
+    /// acknowledged.
+    pub fn finish(&mut self, run: &Run, packet: Option<u16>, now: u64) -> Record {
+        let record = self.change(run, State::Finished { packet: packet.unwrap_or(0) }, false, now);
         self.forget_old(now);
         record
     }
@@ -249,7 +255,7 @@ impl Seen {
         let number = self.next;
         self.next += 1;
         match record.state {
-            State::Finished => self.finished.push_back((record.name, number)),
+            State::Finished { .. } => self.finished.push_back((record.name, number)),
             State::Started { .. } if !live => self.left.push_back((record.name, number)),
             State::Started { .. } => {}
         }

@@ -4,7 +4,7 @@
 //! ```text
 //!  0  state  1 started, 2 finished      16  name of the request   keyed hash of its key
 //!  1  dead   daemons that died of it    32  print of its payload  keyed hash, with the name
-//!  2  zero                              48  checksum              keyed hash of all before it
+//!  2  packet id, where finished         48  checksum              keyed hash of all before it
 //!  4  seed                              56
 //!  8  Unix time in seconds              numbers are little endian
 //! ```
@@ -86,7 +86,10 @@ pub enum State {
         dead: u8,
     },
     /// The broker has its final.
-    Finished,
+    Finished {
+        /// Packet id of the delivery that was answered; 0 where there is none.
+        packet: u16,
+    },
 }
 
 /// What is known of a request.
@@ -106,12 +109,13 @@ impl Record {
     /// As it is written.
     #[must_use]
     pub fn encode(&self, key: &BoxKey) -> [u8; BYTES] {
-        let (state, dead, seed) = match self.state {
-            State::Started { seed, dead } => (1, dead, seed),
-            State::Finished => (2, 0, 0),
+        let (state, dead, packet, seed) = match self.state {
+            State::Started { seed, dead } => (1, dead, 0, seed),
+            State::Finished { packet } => (2, 0, packet, 0),
         };
         let mut bytes = Vec::with_capacity(BYTES);
-        bytes.extend([state, dead, 0, 0]);
+        bytes.extend([state, dead]);
+        bytes.extend(packet.to_le_bytes());
         bytes.extend(seed.to_le_bytes());
         bytes.extend(self.at.to_le_bytes());
         bytes.extend(self.name.0);
@@ -128,14 +132,15 @@ impl Record {
         if key.checksum(body) != checksum {
             return None;
         }
-        let ([state, dead, _, _], body) = body.split_first_chunk()?;
+        let ([state, dead], body) = body.split_first_chunk()?;
+        let (packet, body) = body.split_first_chunk()?;
         let (seed, body) = body.split_first_chunk()?;
         let (at, body) = body.split_first_chunk()?;
         let (name, body) = body.split_first_chunk()?;
         let (print, _) = body.split_first_chunk()?;
         let state = match state {
             1 => State::Started { seed: u32::from_le_bytes(*seed), dead: *dead },
-            2 => State::Finished,
+            2 => State::Finished { packet: u16::from_le_bytes(*packet) },
             _ => return None,
         };
         Some(Self { name: Name(*name), print: Print(*print), state, at: u64::from_le_bytes(*at) })

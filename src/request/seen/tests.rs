@@ -21,6 +21,12 @@ fn empty() -> Seen {
     Seen::restore(secret(), BOUNDS, Vec::new(), 0)
 }
 
+const FINISHED: Trace = Trace::Finished { packet: 9 };
+
+fn finish(seen: &mut Seen, run: &Run, now: u64) -> Record {
+    seen.finish(run, Some(9), now)
+}
+
 fn traced(seen: &mut Seen, run: &Run, now: u64) -> Trace {
     seen.trace(&run.key, &run.payload, now)
 }
@@ -37,9 +43,9 @@ fn restarted(records: &[Record], now: u64) -> Seen {
 fn a_request_that_was_finished_stays_so_and_one_that_ran_keeps_its_seed() {
     let mut seen = empty();
     let (done, cut, other) = (run(1, 11, 0), run(2, 22, 0), run(3, 33, 0));
-    let log = [seen.begin(&done, 5), seen.begin(&cut, 6), seen.finish(&done, 7)];
+    let log = [seen.begin(&done, 5), seen.begin(&cut, 6), finish(&mut seen, &done, 7)];
     let mut next = restarted(&log, 8);
-    assert_eq!(traced(&mut next, &done, 8), Trace::Finished);
+    assert_eq!(traced(&mut next, &done, 8), FINISHED);
     assert_eq!(traced(&mut next, &cut, 8), Trace::Started { seed: 22, dead: 1 });
     assert_eq!(traced(&mut next, &other, 8), Trace::Unknown);
     assert_eq!(next.trace(&done.key, &other.payload, 8), Trace::Conflict);
@@ -88,29 +94,29 @@ fn what_is_decided() {
         assert_eq!(decide(marked, again, Verdict::<()>::New, started(2)), Course::Poison(2));
         // What this daemon knows goes before what earlier ones left.
         assert_eq!(decide(marked, again, Verdict::<()>::Running(7), started(2)), Course::Join(7));
-        assert_eq!(decide(marked, again, Verdict::<()>::Conflict, Trace::Finished), Course::Conflict);
-        assert_eq!(decide(marked, again, kept(), Trace::Finished), Course::Resend(&"answer"));
+        assert_eq!(decide(marked, again, Verdict::<()>::Conflict, FINISHED), Course::Conflict);
+        assert_eq!(decide(marked, again, kept(), FINISHED), Course::Resend(&"answer"));
     }
-    assert_eq!(decide(marked, again, gone(), Trace::Finished), Course::Acknowledge);
-    assert_eq!(decide(marked, !again, gone(), Trace::Finished), Course::AlreadyAnswered);
-    assert_eq!(decide(marked, again, Verdict::<()>::New, Trace::Finished), Course::Acknowledge);
-    assert_eq!(decide(marked, !again, Verdict::<()>::New, Trace::Finished), Course::AlreadyAnswered);
+    assert_eq!(decide(marked, again, gone(), FINISHED), Course::Acknowledge);
+    assert_eq!(decide(marked, !again, gone(), FINISHED), Course::AlreadyAnswered);
+    assert_eq!(decide(marked, again, Verdict::<()>::New, FINISHED), Course::Acknowledge);
+    assert_eq!(decide(marked, !again, Verdict::<()>::New, FINISHED), Course::AlreadyAnswered);
     // Without a mark, the words of one who asks anew are a new question.
-    assert_eq!(unmarked(!again, kept(), Trace::Finished), Course::Run);
+    assert_eq!(unmarked(!again, kept(), FINISHED), Course::Run);
     assert_eq!(unmarked(!again, Verdict::New, started(2)), Course::Run);
-    assert_eq!(unmarked(again, kept(), Trace::Finished), Course::Acknowledge);
+    assert_eq!(unmarked(again, kept(), FINISHED), Course::Acknowledge);
     assert_eq!(unmarked(again, Verdict::New, started(1)), Course::RunAgain { seed: 9, dead: 1 });
 }
 
 #[test]
 fn times_never_go_back_and_old_ones_are_forgotten() {
     let mut seen = empty();
-    let log = [seen.finish(&run(1, 0, 0), 5000), seen.finish(&run(2, 0, 0), 10)];
+    let log = [finish(&mut seen, &run(1, 0, 0), 5000), finish(&mut seen, &run(2, 0, 0), 10)];
     assert_eq!(log[1].at, 5000);
     // A clock that starts at 1970 makes nothing look old.
     let mut next = restarted(&log, 0);
-    assert_eq!(traced(&mut next, &run(2, 0, 0), 0), Trace::Finished);
-    assert_eq!(traced(&mut next, &run(2, 0, 0), 6000), Trace::Finished);
+    assert_eq!(traced(&mut next, &run(2, 0, 0), 0), FINISHED);
+    assert_eq!(traced(&mut next, &run(2, 0, 0), 6000), FINISHED);
     assert_eq!(traced(&mut next, &run(2, 0, 0), 6001), Trace::Unknown);
     assert!(next.is_empty());
 }
@@ -121,7 +127,7 @@ fn what_runs_is_not_forgotten_however_much_is_finished_meanwhile() {
     let long = run(200, 4, 0);
     seen.begin(&long, 1);
     for id in 0..50 {
-        seen.finish(&run(id, 0, 0), 1);
+        finish(&mut seen, &run(id, 0, 0), 1);
     }
     assert_eq!(seen.len(), BOUNDS.entries + 1);
     assert_eq!(traced(&mut restarted(&seen.records(), 2), &long, 2), Trace::Started { seed: 4, dead: 1 });
@@ -131,7 +137,7 @@ fn any_record() -> impl Strategy<Value = Record> {
     (any::<u8>(), any::<u32>(), any::<u8>(), any::<bool>(), any::<u64>()).prop_map(|(id, seed, dead, done, at)| {
         let run = run(id, 0, 0);
         let name = secret().name(&run.key);
-        let state = if done { State::Finished } else { State::Started { seed, dead } };
+        let state = if done { State::Finished { packet: 9 } } else { State::Started { seed, dead } };
         Record { name, print: secret().print(&name, &run.payload), state, at }
     })
 }
@@ -182,7 +188,7 @@ proptest! {
                     Ended::Ran(record) | Ended::Waited(record) => log.push(record),
                     Ended::Known => {}
                 },
-                _ => log.push(seen.finish(&one, now)),
+                _ => log.push(finish(&mut seen, &one, now)),
             }
             let (mut by_log, mut by_whole) = (restarted(&log, now), restarted(&seen.records(), now));
             for id in 0..10 {
@@ -192,8 +198,8 @@ proptest! {
                 if whole != Trace::Unknown {
                     prop_assert_eq!(whole, known);
                 }
-                if known == Trace::Finished {
-                    prop_assert_eq!(traced(&mut by_log, &one, now), Trace::Finished);
+                if known == FINISHED {
+                    prop_assert_eq!(traced(&mut by_log, &one, now), FINISHED);
                 }
             }
             let running = seen.entries.values().filter(|entry| entry.live).count();

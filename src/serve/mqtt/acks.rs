@@ -31,6 +31,13 @@ impl Acks {
         delivery
     }
 
+    /// The packet id of a delivery that waits.
+    #[must_use]
+    pub fn packet(&self, delivery: Delivery) -> Option<u16> {
+        let at = self.open.binary_search_by_key(&delivery, |open| open.delivery).ok()?;
+        self.open.get(at).map(|open| open.packet)
+    }
+
     /// The answer to a delivery is safe. One of an earlier connection is ignored: the broker delivers it again.
     pub fn answered(&mut self, delivery: Delivery) {
         if let Ok(at) = self.open.binary_search_by_key(&delivery, |open| open.delivery)

@@ -10,7 +10,10 @@
 //! A job lives from its delivery until the broker has its final. Only then is its key marked as answered, and once that
 //! is safe its deliveries are acknowledged. `M` is a message, `R` whatever the caller keeps with a job.
 
-use std::{collections::BTreeMap, time::Instant};
+use std::{
+    collections::{BTreeMap, VecDeque},
+    time::Instant,
+};
 
 use super::{
     acks::{Acks, Delivery},
@@ -18,9 +21,12 @@ use super::{
     outbox::{End, Gone, Kind, Outbox},
 };
 use crate::request::{
-    dedupe::{Bounds, Dedupe, Fingerprint, Key},
+    dedupe::{Bounds, Dedupe, Fingerprint, Key, Verdict},
     seen::{self, Course, Ended, Record, Run, Seen, Trace},
 };
+
+/// Answered deliveries that are known by their packet ids: the broker has no more of them without our PUBACK.
+const RECENT: usize = super::MOST_RECEIVED as usize;
 
 /// Both clocks.
 #[derive(Debug, Clone, Copy)]
@@ -127,6 +133,8 @@ pub struct Job<R, M> {
     pub redecoded: bool,
     /// `None`: its answer is not kept.
     run: Option<Run>,
+    /// Its sender has given it a mark of its own.
+    marked: bool,
     /// Deliveries that its final answers: repeats join.
     deliveries: Vec<Delivery>,
     /// Whether it was accepted; a refused one may come again.
@@ -147,6 +155,8 @@ pub struct Protocol<R, M> {
     /// What outlives the daemon; `None`: nothing does.
     seen: Option<Seen>,
     answered: Dedupe<M>,
+    /// What was answered last of requests without a mark, by packet id.
+    recent: VecDeque<(u16, Key)>,
     jobs: BTreeMap<u64, Job<R, M>>,
     next_job: u64,
 }
@@ -161,6 +171,7 @@ impl<R, M: Letter + Clone> Protocol<R, M> {
             acks: Acks::default(),
             seen,
             answered: Dedupe::new(bounds),
+            recent: VecDeque::new(),
             jobs: BTreeMap::new(),
             next_job: 0,
         }
@@ -218,8 +229,21 @@ impl<R, M: Letter + Clone> Protocol<R, M> {
         now: Now,
     ) -> Taken<R> {
         let Asked { key, payload, marked, again } = *asked;
-        let before = self.seen.as_mut().map_or(Trace::Unknown, |seen| seen.trace(&key, &payload, now.unix));
-        let (seed, dead, redecoded) = match seen::decide(marked, again, self.answered.look(&key, payload, now.at), before) {
+        let packet = delivery.and_then(|delivery| self.acks.packet(delivery));
+        let mut before = self.seen.as_mut().map_or(Trace::Unknown, |seen| seen.trace(&key, &payload, now.unix));
+        let mut here = self.answered.look(&key, payload, now.at);
+        if !marked {
+            // Words that were answered are a new question, unless it is that very packet which comes again.
+            if matches!(here, Verdict::Answered(_))
+                && !self.recent.iter().any(|one| packet == Some(one.0) && one.1 == key)
+            {
+                here = Verdict::New;
+            }
+            if matches!(before, Trace::Finished { packet: other } if packet != Some(other)) {
+                before = Trace::Unknown;
+            }
+        }
+        let (seed, dead, redecoded) = match seen::decide(marked, again, here, before) {
             Course::Run => (fresh(), 0, false),
             Course::RunAgain { seed, dead } => (seed, dead, true),
             Course::Join(job) => {
@@ -242,14 +266,14 @@ impl<R, M: Letter + Clone> Protocol<R, M> {
             Course::Conflict => return Taken::Refused(asker, Refusal::Conflict),
             Course::Poison(dead) => {
                 let run = Run { key, payload, seed: fresh(), dead };
-                let job = self.begin(asker, run, delivery);
+                let job = self.begin(asker, run, marked, delivery);
                 if let Some(job) = self.jobs.get_mut(&job) {
                     (job.accepted, job.redecoded) = (true, true);
                 }
                 return Taken::Poison { job, dead };
             }
         };
-        let job = self.begin(asker, Run { key, payload, seed, dead }, delivery);
+        let job = self.begin(asker, Run { key, payload, seed, dead }, marked, delivery);
         if let Some(job) = self.jobs.get_mut(&job) {
             job.redecoded = redecoded;
         }
@@ -316,10 +340,16 @@ impl<R, M: Letter + Clone> Protocol<R, M> {
         let note = match job.run {
             Some(run) if job.accepted => {
                 let bytes = message.bytes();
+                let packets: Vec<u16> =
+                    job.deliveries.iter().filter_map(|delivery| self.acks.packet(*delivery)).collect();
+                if !job.marked {
+                    self.recent.extend(packets.iter().map(|packet| (*packet, run.key)));
+                    self.recent.drain(..self.recent.len().saturating_sub(RECENT));
+                }
                 // Not where its key stands for another by now, which happens to keys that are made of payloads.
                 let is_last = self.answered.finish(run.key, number, message, bytes, now.at);
                 match &mut self.seen {
-                    Some(seen) if is_last => Note::Sync(Some(seen.finish(&run, now.unix))),
+                    Some(seen) if is_last => Note::Sync(Some(seen.finish(&run, packets.last().copied(), now.unix))),
                     _ => Note::Nothing,
                 }
             }
@@ -343,8 +373,11 @@ impl<R, M: Letter + Clone> Protocol<R, M> {
         if self.is_kept() { Note::Sync(None) } else { Note::Nothing }
     }
 
-    fn begin(&mut self, asker: R, run: Run, delivery: Option<Delivery>) -> u64 {
+    fn begin(&mut self, asker: R, run: Run, marked: bool, delivery: Option<Delivery>) -> u64 {
         let job = self.add(asker, Some(run), delivery);
+        if let Some(job) = self.jobs.get_mut(&job) {
+            job.marked = marked;
+        }
         self.answered.start(run.key, run.payload, job);
         job
     }
@@ -353,7 +386,16 @@ impl<R, M: Letter + Clone> Protocol<R, M> {
         let number = self.next_job;
         self.next_job += 1;
         let deliveries = delivery.into_iter().collect();
-        let job = Job { asker, redecoded: false, run, deliveries, accepted: false, replaced: false, held: None };
+        let job = Job {
+            asker,
+            redecoded: false,
+            run,
+            marked: false,
+            deliveries,
+            accepted: false,
+            replaced: false,
+            held: None,
+        };
         self.jobs.insert(number, job);
         number
     }

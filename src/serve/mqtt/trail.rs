@@ -158,7 +158,7 @@ mod tests {
         }
 
         fn finish(&mut self, run: &Run) -> Receipt {
-            let record = self.seen.finish(run, unix_time());
+            let record = self.seen.finish(run, None, unix_time());
             self.trail.write(Note::Sync(Some(record)), Some(&self.seen), self.now)
         }
 
@@ -187,8 +187,8 @@ mod tests {
         drop(kept);
         let mut kept = Kept::open(folder.path()).await;
         assert_eq!(kept.known(0), Trace::Unknown);
-        assert_eq!(kept.known(many - BOUNDS.entries), Trace::Finished);
-        assert_eq!(kept.known(many - 1), Trace::Finished);
+        assert_eq!(kept.known(many - BOUNDS.entries), Trace::Finished { packet: 0 });
+        assert_eq!(kept.known(many - 1), Trace::Finished { packet: 0 });
     }
 
     #[tokio::test]
@@ -207,7 +207,7 @@ mod tests {
         kept.begin(&run(3)).wait().await;
         drop(kept);
         let mut kept = Kept::open(folder.path()).await;
-        assert_eq!(kept.known(1), Trace::Finished);
+        assert_eq!(kept.known(1), Trace::Finished { packet: 0 });
         assert_eq!([2, 3].map(|number| kept.known(number)), [Trace::Started { seed: 7, dead: 1 }; 2]);
     }
 }

@@ -87,10 +87,14 @@ impl Rig {
     /// What goes to the broker.
     fn sent(&mut self) -> Vec<Final> {
         let mut sent = Vec::new();
-        let gone = self.core.outbox.offer(now().at, |_| 1, |letter| {
-            sent.push(*letter);
-            true
-        });
+        let gone = self.core.outbox.offer(
+            now().at,
+            |_| 1,
+            |letter| {
+                sent.push(*letter);
+                true
+            },
+        );
         assert!(gone.is_empty());
         for _ in &sent {
             self.packet += 1;
@@ -145,4 +149,36 @@ fn an_outcome_before_the_first_step_is_on_record_before_its_final_is_sent() {
     let note = rig.core.outcome(job, "cancelled", now());
     assert!(!rig.write(note));
     assert_eq!(rig.sent(), ["cancelled"]);
+}
+
+/// The broker sets the flag on what it has sent on a connection that was lost, whether or not it arrived.
+#[test]
+fn words_that_were_answered_are_a_new_question_also_where_the_broker_sends_them_again() {
+    let words = Mark::Payload(Fingerprint::of("text/plain", b"ok?"));
+    let mut rig = Rig::start(Vec::new());
+    for packet in 1..3 {
+        let job = rig.run(&asked(words, false), packet);
+        let note = rig.core.turn(job, now());
+        rig.write(note);
+        let note = rig.core.outcome(job, "answer", now());
+        rig.write(note);
+        assert_eq!(rig.sent(), ["answer"]);
+        let settlement = rig.taken();
+        assert!(rig.write(settlement.note));
+        rig.core.settled(settlement.deliveries);
+    }
+    rig.core.disconnected();
+    rig.core.connected(Allowed { window: 8, packet_bytes: None });
+    // Both acknowledgements were lost with the connection, and so was a third request on its way here.
+    for packet in 1..3 {
+        let taken = rig.take(&asked(words, true), packet);
+        assert!(matches!(&taken, Taken::Repeat(settlement) if settlement.deliveries.len() == 1), "{taken:?}");
+    }
+    rig.run(&asked(words, true), 3);
+    // The next daemon knows the last that was finished.
+    let mut rig = rig.next();
+    let taken = rig.take(&asked(words, true), 2);
+    assert!(matches!(&taken, Taken::Repeat(settlement) if settlement.deliveries.len() == 1), "{taken:?}");
+    let job = rig.run(&asked(words, true), 3);
+    assert!(rig.core.job(job).is_some_and(|job| !job.redecoded));
 }

@@ -2,7 +2,7 @@
 //!
 //! A request without correlation data and id has no mark. A repeat of it by its sender is a new question; but what the
 //! broker sends again after a lost connection (DUP flag) joins the job that runs, or is acknowledged without a word
-//! where the broker already has its answer. What is to be done is decided by
+//! where it is the very packet of which the broker already has the answer. What is to be done is decided by
 //! [`Protocol::take`](crate::serve::mqtt::protocol::Protocol::take).
 
 use std::time::{Duration, Instant};

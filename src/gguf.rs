@@ -160,7 +160,15 @@ pub fn inspect(path: &Path) -> Result<Summary, GgufError> {
     }
     let file = File::open(path).map_err(unreadable)?;
     let bytes = file.metadata().map_err(unreadable)?.len();
-    summary(BufReader::with_capacity(64 * 1024, file), bytes).map_err(|fault| named(fault, path, bytes))
+    read(BufReader::with_capacity(64 * 1024, file), bytes, path)
+}
+
+/// As [`inspect`], of a source of this many bytes that errors call `path`.
+///
+/// # Errors
+/// As [`inspect`].
+pub fn read(source: impl Read + Seek, bytes: u64, path: &Path) -> Result<Summary, GgufError> {
+    summary(source, bytes).map_err(|fault| named(fault, path, bytes))
 }
 
 fn named(fault: Fault, path: &Path, actual: u64) -> GgufError {

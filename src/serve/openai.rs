@@ -32,7 +32,7 @@ use crate::{
 };
 
 pub mod answer;
-mod embeddings;
+pub mod embeddings;
 mod fields;
 mod logprobs;
 pub mod request;

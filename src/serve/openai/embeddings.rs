@@ -30,7 +30,7 @@ use crate::{
 
 /// How numbers are written.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Encoding {
+pub enum Encoding {
     /// As JSON numbers.
     Float,
     /// Their bytes, little-endian, as base64: what OpenAI's Python client asks for by itself.
@@ -39,9 +39,11 @@ enum Encoding {
 
 /// What of a request the schema has no place for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct Form {
-    encoding: Encoding,
-    dimensions: Option<u32>,
+pub struct Form {
+    /// `encoding_format`.
+    pub encoding: Encoding,
+    /// Numbers of a vector that are expected.
+    pub dimensions: Option<u32>,
 }
 
 /// Answers one request.
@@ -80,7 +82,8 @@ pub(super) async fn serve(
     response
 }
 
-fn read(body: &[u8]) -> Result<(Asked<v1::EmbedRequest>, Form), RequestError> {
+/// Reads the body.
+pub fn read(body: &[u8]) -> Result<(Asked<v1::EmbedRequest>, Form), RequestError> {
     let mut fields = Fields::parse(body)?;
     let input = match fields.require("input")? {
         Value::String(text) => vec![text],

@@ -1,6 +1,7 @@
 //! Generated types of `proto/`, their JSON mapping, and the limits on what comes in.
 
 use serde::{Serialize, de::DeserializeOwned};
+use serde_path_to_error::Segment;
 
 pub mod strict;
 
@@ -39,17 +40,15 @@ pub fn from_json<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, String> {
 fn json_error(error: &serde_path_to_error::Error<serde_json::Error>) -> String {
     let inner = error.inner();
     let at = format!("line {}, column {}", inner.line(), inner.column());
-    let path = error.path().to_string();
+    let path = shown(error.path());
     if !inner.is_data() {
         return format!("malformed JSON: {at}");
     }
     let text = inner.to_string();
-    let field = if path == "." { String::new() } else { format!("`{path}`: ") };
+    let field = if path.is_empty() { path } else { format!("`{path}`: ") };
     if let Some(rest) = text.strip_prefix("unknown field `") {
-        // The name is the client's own and may hold anything: it is quoted only where it looks like a name.
         let name = rest.split('`').next().unwrap_or_default();
-        let plain = name.len() <= 64 && name.chars().all(|c| c.is_ascii_alphanumeric() || "_-.".contains(c));
-        let name = if plain { format!("unknown field `{name}`") } else { "unknown field".into() };
+        let name = if is_plain(name) { format!("unknown field `{name}`") } else { "unknown field".into() };
         return format!("{name} at {at}");
     }
     match text.rsplit_once(", expected ") {
@@ -59,6 +58,27 @@ fn json_error(error: &serde_path_to_error::Error<serde_json::Error>) -> String {
         }
         None => format!("{field}wrong type or value at {at}"),
     }
+}
+
+/// Where a value stands, as far as it is told by plain names: those in a map are the client's own.
+fn shown(path: &serde_path_to_error::Path) -> String {
+    let mut shown = String::new();
+    for segment in path {
+        match segment {
+            Segment::Seq { index } => shown.push_str(&format!("[{index}]")),
+            Segment::Map { key } if is_plain(key) => {
+                let dot = if shown.is_empty() { "" } else { "." };
+                shown.push_str(&format!("{dot}{key}"));
+            }
+            _ => break,
+        }
+    }
+    shown
+}
+
+/// Whether it looks like a name. One that is the client's own may hold anything, and is repeated in no error then.
+pub(crate) fn is_plain(name: &str) -> bool {
+    (1..=64).contains(&name.len()) && name.chars().all(|c| c.is_ascii_alphanumeric() || "_-.".contains(c))
 }
 
 /// Writes the JSON form of a message.

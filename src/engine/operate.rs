@@ -83,6 +83,9 @@ pub struct Vitals {
     pub failures: Vec<(u64, Failure)>,
 }
 
+/// No engine runs so long, in seconds.
+const LONGEST_S: f64 = 1e12;
+
 /// Failures that [`Vitals`] keeps; each has a number of its own, so that none is counted twice.
 pub const FAILURES: usize = 64;
 
@@ -105,7 +108,11 @@ impl Vitals {
     }
 
     /// A heartbeat; `pace` is what the engine was told. One that does not count its time is taken to use all it has.
-    pub fn beat(&mut self, heartbeat: Heartbeat, pace: f64) {
+    pub fn beat(&mut self, mut heartbeat: Heartbeat, pace: f64) {
+        for said in [&mut heartbeat.at_s, &mut heartbeat.computed_s] {
+            // Times that are none would go on as numbers that are none, up to the governor.
+            *said = if said.is_finite() { said.clamp(0.0, LONGEST_S) } else { 0.0 };
+        }
         let elapsed = heartbeat.at_s - self.heartbeat.at_s;
         let computed = heartbeat.computed_s - self.heartbeat.computed_s;
         self.busy = if elapsed > 0.0 {
@@ -167,6 +174,15 @@ mod tests {
         assert!((vitals.busy - 0.4).abs() < 1e-9, "{}", vitals.busy);
         vitals.beat(heartbeat(11.0, 9.0, 1), 1.0);
         assert!(vitals.busy <= 1.0);
+    }
+
+    #[test]
+    fn times_that_are_none_are_not_taken() {
+        let mut vitals = Vitals::default();
+        for (at_s, computed_s) in [(1.0, f64::NAN), (f64::INFINITY, f64::INFINITY), (f64::MAX, -f64::MAX), (2.0, 1.0)] {
+            vitals.beat(heartbeat(at_s, computed_s, 1), 0.5);
+            assert!((0.0..=1.0).contains(&vitals.busy) && vitals.heartbeat.at_s.is_finite(), "{vitals:?}");
+        }
     }
 
     #[test]

@@ -99,7 +99,8 @@ impl<R: Read + Seek> Reader<R> {
         let mut bytes = Vec::new();
         let read = self.source.by_ref().take(kept).read_to_end(&mut bytes).map_err(Fault::Io)?;
         if (read as u64) < kept {
-            return Err(Fault::Truncated { needed: self.position });
+            // It has become shorter since its length was asked for.
+            return Err(Fault::Io(io::ErrorKind::UnexpectedEof.into()));
         }
         self.skip(length - kept)?;
         Ok(String::from_utf8_lossy(&bytes).into_owned())

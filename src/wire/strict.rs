@@ -10,8 +10,8 @@ use super::v1::FILE_DESCRIPTOR_SET;
 static POOL: LazyLock<DescriptorPool> =
     LazyLock::new(|| DescriptorPool::decode(FILE_DESCRIPTOR_SET).expect("the descriptors that build.rs compiled"));
 
-/// The first unknown field of a message of type `M`, as a sentence; none where there is none, or where the bytes are
-/// no such message at all, which its decoder says better.
+/// The first unknown field of a message of type `M`, as a sentence; none where there is none. Of bytes that are no such
+/// message at all it may say either: their decoder refuses them.
 #[must_use]
 pub fn unknown_field<M: prost::Name>(bytes: &[u8]) -> Option<String> {
     in_message(POOL.get_message_by_name(&M::full_name())?, bytes)

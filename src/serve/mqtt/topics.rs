@@ -189,8 +189,8 @@ pub fn check_response(topic: &str, target: &Target, allowed: &[String]) -> Resul
     if !is_clean(topic) {
         return refuse(&"must not contain control characters");
     }
-    if let Some(inside) = topic.strip_prefix(ROOT).and_then(|rest| rest.strip_prefix('/')) {
-        let levels: Vec<&str> = inside.split('/').collect();
+    if let Some(inside) = topic.strip_prefix(ROOT).filter(|rest| rest.is_empty() || rest.starts_with('/')) {
+        let levels: Vec<&str> = inside.split('/').skip(1).collect();
         let owner = match levels.as_slice() {
             ["clients", owner, ..] => Some(*owner),
             ["clients"] | ["pool", ..] => return refuse(&"lies in a tree that belongs to temperd itself"),
@@ -269,6 +269,7 @@ mod tests {
             ("temperd/v1/edge-7/response", &defaults()),
             ("plant/answers", &wide),
             ("temperd/v2/edge-7/request/chat", &wide),
+            ("temperd/v11", &wide),
         ] {
             assert_eq!(check_response(topic, &target(None), allowed), Ok(()), "{topic}");
         }
@@ -289,6 +290,7 @@ mod tests {
             "temperd/v1/other/telemetry",
             "temperd/v1/clients",
             "temperd/v1/",
+            "temperd/v1",
         ] {
             let error = check_response(topic, &target(None), &wide).unwrap_err();
             assert_eq!(error.code, ErrorCode::TopicNotAllowed, "{topic}");

@@ -75,15 +75,10 @@ impl Fields {
     pub fn finish(self) -> Result<(), RequestError> {
         match self.map.iter().find(|(_, value)| !value.is_null()) {
             None => Ok(()),
-            // A name is the client's own and may hold anything: it is repeated only where it looks like one.
-            Some((name, _)) if is_plain(name) => Err(RequestError::invalid(&self.name(name), "unknown field")),
+            Some((name, _)) if wire::is_plain(name) => Err(RequestError::invalid(&self.name(name), "unknown field")),
             Some(_) => Err(RequestError::new(ErrorCode::InvalidRequest, format!("{}: unknown field", self.at))),
         }
     }
-}
-
-fn is_plain(name: &str) -> bool {
-    (1..=64).contains(&name.len()) && name.chars().all(|c| c.is_ascii_alphanumeric() || "_-.".contains(c))
 }
 
 /// serde's texts quote the value; what they expected of it is all that is kept. Of the path, indices alone are: keys

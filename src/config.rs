@@ -227,6 +227,8 @@ pub struct Socket {
     pub gateways: BTreeSet<u32>,
     /// Whether raw prompts are taken.
     pub raw_prompt: bool,
+    /// How long the head of a request may take to arrive, and its body after it.
+    pub read_timeout: Duration,
 }
 
 /// The broker and our place in it.

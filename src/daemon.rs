@@ -31,6 +31,7 @@ use crate::{
 };
 
 mod announce;
+mod files;
 mod signals;
 
 /// Events of the engine on their way to the dispatcher: a step each few milliseconds, taken at once.
@@ -66,6 +67,7 @@ pub enum DaemonError {
 pub async fn run(config: Config) -> Result<(), DaemonError> {
     let started = Instant::now();
     let mut signals = signals::Signals::new().map_err(DaemonError::Signals)?;
+    files::raise_limit(config.limits.connections);
     let listener = unix::bind(&config.socket)?;
     log::info!(target: "temperd::daemon", version = crate::wire::VERSION, node = config.node.as_str(),
         socket:% = config.socket.path.display(), model:% = config.engine.model.display(); "starting");

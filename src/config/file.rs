@@ -199,6 +199,7 @@ impl Reader<'_> {
             allow_uids: self.get("allow_uids"),
             gateways: self.get("gateways"),
             raw_prompt: self.get("raw_prompt"),
+            read_timeout_s: self.get("read_timeout_s"),
         };
         self.section = "mqtt";
         let mqtt = MqttKeys {

@@ -222,6 +222,7 @@ fn socket(keys: SocketKeys, check: &mut Check<'_>) -> Socket {
         allow_uids: allow_uids.into(),
         gateways: gateways.or(BTreeSet::new()),
         raw_prompt: keys.raw_prompt.map(|on| on).or(true),
+        read_timeout: Duration::from_secs(check.number::<u32>(keys.read_timeout_s, 1..=3600).or(30).into()),
     }
 }
 

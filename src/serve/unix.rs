@@ -1,13 +1,14 @@
 //! The Unix socket: one listener for HTTP/1.1 and HTTP/2, OpenAI-compatible HTTP and gRPC.
 //!
 //! ```text
-//! accept ── peer's uid ─┬─ allowed, a slot is free ──▶ gate ─┬─ application/grpc ─▶ serve::grpc
-//!                       │                                    └─ anything else ───▶ serve::http, serve::openai
-//!                       └─ else: one of a few spare slots, every request is refused, closed after a second
+//! accept ── peer's uid ─┬─ allowed, a place is free ──▶ gate ─┬─ application/grpc ─▶ serve::grpc
+//!                       │  or an idle one is given up         └─ anything else ───▶ serve::http, serve::openai
+//!                       └─ else: one of a few spare places, every request is refused, closed after a second
 //! ```
-//! Nothing that a peer does, or leaves undone, holds more than one slot: heads and bodies that do not arrive in time end
-//! the connection or the request. A connection that closes drops its handlers, and with them the tickets of its
-//! requests: that is how a disconnect cancels.
+//! Nothing that a peer does, or leaves undone, holds more than one place: heads and bodies that do not arrive in time end
+//! the connection or the request, and a connection on which it is the peer's turn makes room where all places are taken
+//! ([`places`]). A connection that closes drops its handlers, and with them the tickets of its requests: that is how a
+//! disconnect cancels.
 
 use std::{
     collections::BTreeSet,
@@ -32,10 +33,13 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
-use self::gate::{Caller, Gate};
 pub use self::{
     bind::{BindError, Listener, bind},
     gate::Peer,
+};
+use self::{
+    gate::{Caller, Gate},
+    places::{Place, Places},
 };
 use crate::{
     config,
@@ -49,12 +53,11 @@ use crate::{
 
 mod bind;
 mod gate;
+mod places;
 
-/// A connection whose request's head does not arrive in this time is closed; so is one that has been idle so long
-/// (HTTP/1.1).
-const HEAD_TIMEOUT: Duration = Duration::from_secs(30);
-/// Connections beyond `limits.connections`, and of refused peers, that are told why. More are closed at once.
-const SPARE_CONNECTIONS: usize = 16;
+/// Connections beyond `limits.connections`, and of refused peers, that are told why. More of refused peers are closed at
+/// once; others wait until one of these ends, and behind them the kernel holds those that have not been accepted.
+const SPARE_CONNECTIONS: usize = 64;
 /// How long such a connection lives.
 const SPARE_TIME: Duration = Duration::from_secs(1);
 /// Bytes of an HTTP/1.1 head.
@@ -98,9 +101,10 @@ pub async fn serve(listener: Listener, shared: Shared, shutdown: impl Future<Out
         http: http::routes(&shared),
         grpc: grpc::routes(&shared, health),
         payload_bytes: shared.bounds.payload_bytes,
+        read_timeout: shared.socket.read_timeout,
         metrics: Arc::clone(&shared.metrics),
     };
-    let door = Door { allow: shared.socket.allow_uids.clone(), connections: shared.connections, gate: Arc::new(gate) };
+    let door = Door::new(shared.socket.allow_uids.clone(), shared.connections, gate);
     let closing = CancellationToken::new();
     let signal = async {
         shutdown.await;
@@ -117,17 +121,24 @@ pub(super) fn refused(metrics: &Metrics, way_in: WayIn, peer: Peer, error: &Requ
     log::info!(target: "temperd::socket", way_in, uid = peer.uid, code, param; "request refused");
 }
 
-/// Accepts, and decides who gets a slot.
+/// Accepts, and decides who gets a place.
 struct Door {
     allow: Option<BTreeSet<u32>>,
     connections: u32,
+    slots: Arc<Semaphore>,
+    spare: Arc<Semaphore>,
+    places: Places,
     gate: Arc<Gate>,
 }
 
 impl Door {
-    async fn run(&self, listener: Listener, socket: UnixListener, closing: &CancellationToken) {
-        let slots = Arc::new(Semaphore::new(self.connections as usize));
+    fn new(allow: Option<BTreeSet<u32>>, connections: u32, gate: Gate) -> Self {
+        let slots = Arc::new(Semaphore::new(connections as usize));
         let spare = Arc::new(Semaphore::new(SPARE_CONNECTIONS));
+        Self { allow, connections, slots, spare, places: Places::default(), gate: Arc::new(gate) }
+    }
+
+    async fn run(mut self, listener: Listener, socket: UnixListener, closing: &CancellationToken) {
         // A JoinSet, so that every connection ends with this future.
         let mut tasks = JoinSet::new();
         loop {
@@ -136,7 +147,7 @@ impl Door {
                 Some(ended) = tasks.join_next() => report(ended),
                 accepted = socket.accept() => match accepted {
                     Ok((stream, _)) => {
-                        if let Some((caller, slot)) = self.admit(&stream, &slots, &spare) {
+                        if let Some((caller, slot)) = self.admit(&stream).await {
                             let lifetime = caller.refusal.is_some().then_some(SPARE_TIME);
                             let talk = talk(stream, caller, Arc::clone(&self.gate), closing.clone());
                             tasks.spawn(hold(talk, lifetime, slot));
@@ -156,13 +167,8 @@ impl Door {
         }
     }
 
-    /// Who is there, and a slot to talk in; `None` closes the connection.
-    fn admit(
-        &self,
-        stream: &UnixStream,
-        slots: &Arc<Semaphore>,
-        spare: &Arc<Semaphore>,
-    ) -> Option<(Caller, OwnedSemaphorePermit)> {
+    /// Who is there, and a place to talk in; `None` closes the connection. Waits for a second at most.
+    async fn admit(&mut self, stream: &UnixStream) -> Option<(Caller, OwnedSemaphorePermit)> {
         let peer = match stream.peer_cred() {
             Ok(credentials) => Peer { uid: credentials.uid() },
             Err(error) => {
@@ -170,18 +176,31 @@ impl Door {
                 return None;
             }
         };
-        let refusal = if self.allow.as_ref().is_some_and(|allowed| !allowed.contains(&peer.uid)) {
-            not_allowed(peer.uid)
-        } else if let Ok(slot) = Arc::clone(slots).try_acquire_owned() {
-            return Some((Caller { peer, refusal: None }, slot));
+        let place = Arc::new(Place::new(peer.uid));
+        let (refusal, slot) = if self.allow.as_ref().is_some_and(|allowed| !allowed.contains(&peer.uid)) {
+            (not_allowed(peer.uid), Arc::clone(&self.spare).try_acquire_owned().ok())
+        } else if let Some(slot) = self.slot().await {
+            self.places.add(&place);
+            return Some((Caller { peer, place, refusal: None }, slot));
         } else {
-            too_many(self.connections)
+            let spare = timeout(SPARE_TIME, Arc::clone(&self.spare).acquire_owned()).await;
+            (too_many(self.connections), spare.ok().and_then(Result::ok))
         };
-        let slot = Arc::clone(spare).try_acquire_owned().ok();
         if slot.is_none() {
             log::warn!(target: "temperd::socket", uid = peer.uid, code = refusal.code.as_str(); "connection closed");
         }
-        slot.map(|slot| (Caller { peer, refusal: Some(Arc::new(refusal)) }, slot))
+        slot.map(|slot| (Caller { peer, place, refusal: Some(Arc::new(refusal)) }, slot))
+    }
+
+    /// One of the places: a free one, or that of a connection which can be spared, as soon as it has ended.
+    async fn slot(&mut self) -> Option<OwnedSemaphorePermit> {
+        if let Ok(slot) = Arc::clone(&self.slots).try_acquire_owned() {
+            return Some(slot);
+        }
+        if !self.places.free_one(Instant::now()) {
+            return None;
+        }
+        timeout(SPARE_TIME, Arc::clone(&self.slots).acquire_owned()).await.ok()?.ok()
     }
 }
 
@@ -217,18 +236,28 @@ async fn hold(talk: impl Future<Output = ()>, lifetime: Option<Duration>, slot: 
 /// Speaks HTTP on one connection until it ends.
 async fn talk(stream: UnixStream, caller: Caller, gate: Arc<Gate>, closing: CancellationToken) {
     let started = Arc::new(AtomicBool::new(false));
+    let (place, head_timeout) = (Arc::clone(&caller.place), gate.read_timeout);
+    // Who is refused leaves as soon as it knows why: others want to be told too.
+    let closing = closing.child_token();
+    let told = caller.refusal.is_some().then(|| closing.clone());
     let service = {
         let started = Arc::clone(&started);
         hyper::service::service_fn(move |request: hyper::Request<hyper::body::Incoming>| {
             started.store(true, Ordering::Relaxed);
-            let (gate, caller) = (Arc::clone(&gate), caller.clone());
-            async move { Ok::<_, std::convert::Infallible>(gate.handle(&caller, request).await) }
+            let (gate, caller, told) = (Arc::clone(&gate), caller.clone(), told.clone());
+            async move {
+                let response = gate.handle(&caller, request).await;
+                if let Some(told) = told {
+                    told.cancel();
+                }
+                Ok::<_, std::convert::Infallible>(response)
+            }
         })
     };
-    let builder = builder();
+    let builder = builder(head_timeout);
     let mut connection = pin!(builder.serve_connection(TokioIo::new(stream), service));
     // hyper's own time-out starts once it knows the protocol; this one is for a peer that does not show which it is.
-    let mut first = pin!(sleep_until(Instant::now() + HEAD_TIMEOUT));
+    let mut first = pin!(sleep_until(Instant::now() + head_timeout));
     let mut waits = true;
     loop {
         tokio::select! {
@@ -236,6 +265,10 @@ async fn talk(stream: UnixStream, caller: Caller, gate: Arc<Gate>, closing: Canc
                 if let Err(error) = ended {
                     log::debug!(target: "temperd::socket", error:%; "connection ended");
                 }
+                return;
+            }
+            () = place.lost() => {
+                log::debug!(target: "temperd::socket", "an idle connection makes room");
                 return;
             }
             () = closing.cancelled(), if waits => {
@@ -250,12 +283,13 @@ async fn talk(stream: UnixStream, caller: Caller, gate: Arc<Gate>, closing: Canc
     }
 }
 
-fn builder() -> auto::Builder<TokioExecutor> {
+/// A head that does not arrive in time closes the connection; so does being idle so long (HTTP/1.1).
+fn builder(head_timeout: Duration) -> auto::Builder<TokioExecutor> {
     let mut builder = auto::Builder::new(TokioExecutor::new());
     builder
         .http1()
         .timer(TokioTimer::new())
-        .header_read_timeout(HEAD_TIMEOUT)
+        .header_read_timeout(head_timeout)
         .max_buf_size(HEAD_BYTES)
         .http2()
         .timer(TokioTimer::new())

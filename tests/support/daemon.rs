@@ -182,6 +182,13 @@ impl Daemon {
         self.child.id().expect("it lives")
     }
 
+    /// Bytes of its own memory that are in use, without those of files.
+    pub fn anonymous_bytes(&self) -> u64 {
+        let status = fs::read_to_string(format!("/proc/{}/status", self.pid())).expect("it lives");
+        let line = status.lines().find_map(|line| line.strip_prefix("RssAnon:")).expect("Linux has it");
+        line.trim().trim_end_matches(" kB").parse::<u64>().expect("a number") * 1024
+    }
+
     /// The engine: the daemon's only child.
     pub fn engine_pid(&self) -> i32 {
         let pid = self.pid();

@@ -50,6 +50,7 @@ pub struct SocketKeys {
     pub allow_uids: Setting<Vec<i64>>,
     pub gateways: Setting<Vec<i64>>,
     pub raw_prompt: Setting<bool>,
+    pub read_timeout_s: Setting<i64>,
 }
 
 /// `[mqtt]`

@@ -26,8 +26,9 @@ use rustix::{
 
 use crate::config;
 
-/// Connections that the kernel holds for us until they are accepted.
-const BACKLOG: i32 = 128;
+/// Connections that the kernel holds for us until they are accepted, where it holds so many (`net.core.somaxconn`); who
+/// comes then waits, or is told to try again.
+const BACKLOG: i32 = 4096;
 /// How often, and how far apart, the folder's lock is tried; another daemon holds it for milliseconds.
 const LOCK_TRIES: u32 = 100;
 const LOCK_PAUSE: Duration = Duration::from_millis(20);
@@ -213,7 +214,15 @@ mod tests {
     use super::*;
 
     fn config(path: PathBuf) -> config::Socket {
-        config::Socket { path, mode: 0o660, group: None, allow_uids: None, gateways: BTreeSet::new(), raw_prompt: true }
+        config::Socket {
+            path,
+            mode: 0o660,
+            group: None,
+            allow_uids: None,
+            gateways: BTreeSet::new(),
+            raw_prompt: true,
+            read_timeout: Duration::from_secs(30),
+        }
     }
 
     #[test]

@@ -14,6 +14,7 @@ use http_body_util::BodyExt as _;
 use tokio::time::timeout;
 use tower::ServiceExt as _;
 
+use super::places::{Place, Turn};
 use crate::{
     request::{ErrorCode, RequestError, WayIn},
     serve::{grpc, http},
@@ -21,13 +22,13 @@ use crate::{
     wire::strict,
 };
 
-/// A body must have arrived as a whole in this time.
-const BODY_TIMEOUT: Duration = Duration::from_secs(30);
 /// Bytes that are read and dropped beyond the limit, since a client that is still writing would not read the refusal.
 const DISCARD_BYTES: usize = 4 * 1024 * 1024;
 /// gRPC puts a flag and a length before a message.
 const GRPC_PREFIX: usize = 5;
-/// The one service whose requests are streams.
+/// Services of gRPC itself, whose answers may be streams that last as long as the connection: nobody waits for us there.
+const WATCHES: &str = "/grpc.";
+/// The one of them whose requests are streams.
 const REFLECTION: &str = "/grpc.reflection.";
 
 /// The process at the other end of the connection; an extension of every request.
@@ -37,10 +38,11 @@ pub struct Peer {
     pub uid: u32,
 }
 
-/// A connection's peer and, where it may not talk to us, why.
+/// A connection's peer, its place and, where it may not talk to us, why.
 #[derive(Debug, Clone)]
 pub(super) struct Caller {
     pub peer: Peer,
+    pub place: Arc<Place>,
     pub refusal: Option<Arc<RequestError>>,
 }
 
@@ -50,6 +52,8 @@ pub(super) struct Gate {
     pub http: Router,
     pub grpc: Router,
     pub payload_bytes: usize,
+    /// A head must have arrived in this time, and so must a body after it.
+    pub read_timeout: Duration,
     pub metrics: Arc<Metrics>,
 }
 
@@ -65,11 +69,16 @@ impl Gate {
             Ok(request) => request,
             Err(error) => return self.refuse(caller, way_in, &error),
         };
+        let turn = (!request.uri().path().starts_with(WATCHES)).then(|| Turn::ours(&caller.place));
         let router = match way_in {
             WayIn::Grpc => self.grpc.clone(),
             _ => self.http.clone(),
         };
         let Ok(response) = router.oneshot(request).await;
+        let response = match turn {
+            Some(turn) => response.map(|body| turn.with_body(body)),
+            None => response,
+        };
         match way_in {
             WayIn::Grpc => match grpc::status::unreadable(&response) {
                 Some(error) => self.refuse(caller, way_in, &error),
@@ -96,10 +105,12 @@ impl Gate {
             WayIn::Grpc => self.payload_bytes.saturating_add(GRPC_PREFIX),
             _ => self.payload_bytes,
         };
-        let body = match timeout(BODY_TIMEOUT, read(body, limit)).await {
+        let body = match timeout(self.read_timeout, read(body, limit)).await {
             Ok(read) => read?,
             Err(_) => {
-                let message = format!("the body did not arrive within {} s", BODY_TIMEOUT.as_secs());
+                let seconds = self.read_timeout.as_secs();
+                let message =
+                    format!("the body did not arrive within {seconds} s (`socket.read_timeout_s`); send it at once");
                 return Err(RequestError::new(ErrorCode::InvalidRequest, message));
             }
         };
@@ -184,9 +195,14 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn a_body_that_never_ends_is_given_up() {
-        let gate =
-            Gate { http: Router::new(), grpc: Router::new(), payload_bytes: 10, metrics: Arc::new(Metrics::default()) };
-        let caller = Caller { peer: Peer { uid: 1 }, refusal: None };
+        let gate = Gate {
+            http: Router::new(),
+            grpc: Router::new(),
+            payload_bytes: 10,
+            read_timeout: Duration::from_secs(30),
+            metrics: Arc::new(Metrics::default()),
+        };
+        let caller = Caller { peer: Peer { uid: 1 }, place: Arc::new(Place::new(1)), refusal: None };
         let never = futures_util::stream::pending::<Result<hyper::body::Frame<Bytes>, std::io::Error>>();
         let response = gate.handle(&caller, Request::new(StreamBody::new(never))).await;
         assert_eq!(response.status(), StatusCode::BAD_REQUEST);

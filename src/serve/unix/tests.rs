@@ -14,6 +14,9 @@ use tokio::{
 
 use super::*;
 
+/// For a head to arrive.
+const HEAD_TIMEOUT: Duration = Duration::from_secs(30);
+
 /// A served socket that ends with the test.
 struct Server {
     path: PathBuf,
@@ -33,12 +36,14 @@ impl Server {
             allow_uids: None,
             gateways: BTreeSet::new(),
             raw_prompt: true,
+            read_timeout: HEAD_TIMEOUT,
         })
         .unwrap();
         let socket = UnixListener::from_std(listener.handle().unwrap()).unwrap();
         let grpc = Router::new().fallback(async || "grpc");
-        let gate = Arc::new(Gate { http, grpc, payload_bytes: 100, metrics: Arc::new(Metrics::default()) });
-        let door = Door { allow, connections, gate };
+        let metrics = Arc::new(Metrics::default());
+        let door =
+            Door::new(allow, connections, Gate { http, grpc, payload_bytes: 100, read_timeout: HEAD_TIMEOUT, metrics });
         let closing = CancellationToken::new();
         let task = tokio::spawn({
             let closing = closing.clone();
@@ -127,15 +132,65 @@ async fn a_peer_that_is_not_allowed_is_told_so_in_its_own_form() {
 
 #[tokio::test]
 async fn connections_over_the_limit_are_told_so_and_slots_come_back() {
-    let server = Server::new(hello(), None, 1);
+    let (entered, mut enters) = mpsc::channel(1);
+    let slow = get(async move || {
+        entered.send(()).await.unwrap();
+        std::future::pending::<()>().await;
+    });
+    let server = Server::new(hello().route("/slow", slow), None, 1);
     let mut first = server.connect().await;
-    first.write_all(b"GET / HTTP/1.1\r\nhost: x\r\n\r\n").await.unwrap();
-    let mut byte = [0];
-    first.read_exact(&mut byte).await.unwrap();
-    let answer = server.talk(GET).await;
+    first.write_all(b"GET /slow HTTP/1.1\r\nhost: x\r\n\r\n").await.unwrap();
+    soon(enters.recv()).await.unwrap();
+    // It does not ask for the end of the connection, which comes all the same.
+    let answer = server.talk("GET / HTTP/1.1\r\nhost: x\r\n\r\n").await;
     assert!(answer.starts_with("HTTP/1.1 429") && answer.contains("retry-after: 1"), "{answer}");
     drop(first);
     soon(async { while !server.talk(GET).await.starts_with("HTTP/1.1 200") {} }).await;
+}
+
+#[tokio::test]
+async fn a_connection_on_which_it_is_the_peers_turn_makes_room_and_one_that_waits_for_us_does_not() {
+    let big = get(async || vec![b'x'; 8 * 1024 * 1024]);
+    let (entered, mut enters) = mpsc::channel(1);
+    let slow = get(async move || {
+        entered.send(()).await.unwrap();
+        std::future::pending::<()>().await;
+    });
+    let server = Server::new(hello().route("/big", big).route("/slow", slow), None, 1);
+    // Nothing said, half of a head, half of a body, an answer that is not read, one that has been read.
+    let beginnings = [
+        "",
+        "GET / HT",
+        "POST / HTTP/1.1\r\nhost: x\r\ncontent-length: 9\r\n\r\nx",
+        "GET /big HTTP/1.1\r\nhost: x\r\n\r\n",
+        "GET / HTTP/1.1\r\nhost: x\r\n\r\n",
+    ];
+    for beginning in beginnings {
+        let mut idle = server.connect().await;
+        idle.write_all(beginning.as_bytes()).await.unwrap();
+        soon(async {
+            while !server.talk(GET).await.starts_with("HTTP/1.1 200") {
+                tokio::time::sleep(Duration::from_millis(100)).await;
+            }
+        })
+        .await;
+        // A reset is as good as an end.
+        let _ = soon(idle.read_to_end(&mut Vec::new())).await;
+    }
+    // The place of the last one is free a moment after its end.
+    let _busy = soon(async {
+        loop {
+            let mut busy = server.connect().await;
+            busy.write_all(b"GET /slow HTTP/1.1\r\nhost: x\r\n\r\n").await.unwrap();
+            tokio::select! {
+                _ = enters.recv() => break busy,
+                _ = busy.read_u8() => {}
+            }
+        }
+    })
+    .await;
+    tokio::time::sleep(places::GRACE * 2).await;
+    assert!(server.talk(GET).await.starts_with("HTTP/1.1 429"), "who waits for us is not sent away");
 }
 
 #[tokio::test]

@@ -124,6 +124,7 @@ pub struct Dispatcher {
 #[derive(Debug)]
 enum Command {
     Admit(Box<Admit>),
+    Room { client: Client, reply: oneshot::Sender<Result<(), RequestError>> },
     Cancel { client: Client, id: String, reply: oneshot::Sender<bool> },
     Prepared { key: u64, prompt: Result<Option<Prompt>, RequestError> },
     Drain { until: Instant, done: oneshot::Sender<()> },
@@ -199,6 +200,8 @@ impl Dispatcher {
             return Err(model_unavailable(&reason));
         }
         self.adapters.check(request.adapter.as_deref(), &view.adapters_failed)?;
+        // Before anything that takes time: a flood that is refused must not cost those who are served.
+        self.room(&request.client).await?;
         if let Some(constraint) = &request.constraint {
             self.checker.check(constraint).await?;
         }
@@ -213,6 +216,14 @@ impl Dispatcher {
         let (reply, answer) = oneshot::channel();
         let admit = Command::Admit(Box::new(Admit { request, prompt, gate, arrived, reply }));
         self.commands.send(admit).await.map_err(|_| draining())?;
+        answer.await.map_err(|_| draining())?
+    }
+
+    /// Whether there is room for a request of this client. It may be gone by the time that the request is admitted.
+    async fn room(&self, client: &Client) -> Result<(), RequestError> {
+        let (reply, answer) = oneshot::channel();
+        let command = Command::Room { client: client.clone(), reply };
+        self.commands.send(command).await.map_err(|_| draining())?;
         answer.await.map_err(|_| draining())?
     }
 

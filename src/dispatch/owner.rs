@@ -137,6 +137,9 @@ impl Owner {
                 // Where the asker is gone the ticket is dropped with the reply, which cancels the request.
                 let _asker_gone = reply.send(admitted);
             }
+            Command::Room { client, reply } => {
+                let _asker_gone = reply.send(self.queue.room(&client).map_err(|full| self.full(full)));
+            }
             Command::Cancel { client, id, reply } => {
                 let found = self.cancel(&client, &id).await;
                 let _asker_gone = reply.send(found);

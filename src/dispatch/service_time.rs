@@ -22,12 +22,12 @@ impl ServiceTime {
         self.mean = Some(self.mean.map_or(took, |mean| mean + WEIGHT * (took - mean)));
     }
 
-    /// Milliseconds until one more of `waiting` requests has left the queue, where `parallel` run at once.
+    /// Milliseconds until all of `waiting` requests have started, where `parallel` run at once: who comes again then has
+    /// lost no time to those who were taken, and until then there is nothing to come for.
     pub(super) fn retry_after_ms(self, waiting: usize, parallel: u32) -> u32 {
         let mean = self.mean.unwrap_or(GUESS.as_secs_f64());
-        let rounds = waiting.div_ceil(parallel.max(1) as usize).max(1);
         #[allow(clippy::cast_precision_loss, reason = "a queue is far shorter than 2^52")]
-        let seconds = (mean * rounds as f64 / f64::from(parallel.max(1))).min(LONGEST.as_secs_f64());
+        let seconds = (mean * waiting.max(1) as f64 / f64::from(parallel.max(1))).min(LONGEST.as_secs_f64());
         u32::try_from(Duration::from_secs_f64(seconds).as_millis()).unwrap_or(u32::MAX).max(1)
     }
 }
@@ -44,7 +44,8 @@ mod tests {
             time.add(Duration::from_secs(2));
         }
         assert_eq!(time.retry_after_ms(1, 1), 2000);
-        assert_eq!(time.retry_after_ms(64, 8), 2000);
+        assert_eq!(time.retry_after_ms(64, 8), 16_000);
+        assert_eq!(time.retry_after_ms(0, 8), 250);
         assert_eq!(time.retry_after_ms(64, 1), 128_000);
         assert_eq!(time.retry_after_ms(1_000_000, 1), 600_000);
     }

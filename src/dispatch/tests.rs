@@ -349,10 +349,15 @@ async fn a_full_queue_and_a_prompt_too_long_are_refused() {
     let error = rig.dispatcher.submit(other).await.expect_err("full");
     assert_eq!(error.code, ErrorCode::QueueFull);
     assert!(error.retry_after_ms.is_some());
-    let long = request("d", &"x".repeat(CONTEXT as usize), |_| ());
-    let error = rig.dispatcher.submit(long).await.expect_err("too long");
-    assert_eq!((error.code, error.limit, error.actual), (ErrorCode::ContextLengthExceeded, Some(512), Some(512)));
+    // Before anybody looks at how long it is.
+    let long = || request("d", &"x".repeat(CONTEXT as usize), |_| ());
+    let error = rig.dispatcher.submit(long()).await.expect_err("full");
+    assert_eq!(error.code, ErrorCode::ShareExceeded);
     assert_eq!(rig.metrics.totals().refused, 3);
+    let rig = Rig::ready(1, 1).await;
+    let error = rig.dispatcher.submit(long()).await.expect_err("too long");
+    assert_eq!((error.code, error.limit, error.actual), (ErrorCode::ContextLengthExceeded, Some(512), Some(512)));
+    assert_eq!(rig.metrics.totals().refused, 1);
 }
 
 #[tokio::test(start_paused = true)]

@@ -19,6 +19,18 @@ const END_TOKENS: u32 = 17;
 /// How long a model that nobody asks may stay.
 const PATIENCE: Duration = Duration::from_secs(60);
 
+/// A server that has no room.
+#[derive(Debug)]
+pub struct Refused;
+
+impl std::fmt::Display for Refused {
+    fn fmt(&self, to: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        to.write_str("refused: 429")
+    }
+}
+
+impl std::error::Error for Refused {}
+
 /// Where a server listens.
 #[derive(Debug, Clone)]
 pub enum Address {
@@ -148,7 +160,7 @@ impl Endpoint {
         Ok((count("temperd_drafted_tokens")?, count("temperd_accepted_tokens")?))
     }
 
-    /// A greedy answer of exactly so many tokens, piece by piece.
+    /// A greedy answer of exactly so many tokens, piece by piece. The error is [`Refused`] where there is no room for it.
     pub fn stream(&self, ask: &Ask, tokens: usize) -> Result<Answer> {
         self.stream_to(ask, tokens, |_| ())
     }
@@ -163,6 +175,9 @@ impl Endpoint {
         let mut odd = String::new();
         for line in reader.lines() {
             let line = line?;
+            if line.starts_with("HTTP/1.1 429 ") {
+                return Err(Refused.into());
+            }
             let Some(data) = line.strip_prefix("data: ").filter(|data| data.starts_with('{')) else {
                 odd = if line.contains("error") { line } else { odd };
                 continue;

@@ -12,6 +12,7 @@ mod cold;
 mod crash;
 mod image;
 mod memory;
+mod overload;
 mod peer;
 mod plot;
 mod rewrite;
@@ -44,7 +45,7 @@ struct Options {
     /// The file of Mistral's shape.
     #[arg(long, default_value = ".")]
     shape: PathBuf,
-    /// Only these rows: cold, image, crash, single, eight, long, rate, rewrite, turns, memory, shape.
+    /// Only these rows: cold, image, crash, single, eight, long, rate, rewrite, turns, memory, overload, shape.
     rows: Vec<String>,
 }
 
@@ -81,7 +82,7 @@ fn main() -> Result<()> {
         plots: plot::Plots::new(folder.clone()),
         rounds: options.rounds,
     };
-    let rows: [(&str, Row); 11] = [
+    let rows: [(&str, Row); 12] = [
         ("cold", cold::cold),
         ("image", image::image),
         ("crash", crash::crash),
@@ -92,6 +93,7 @@ fn main() -> Result<()> {
         ("rewrite", rewrite::rewrite),
         ("turns", streams::turns),
         ("memory", memory::small),
+        ("overload", overload::overload),
         ("shape", shape),
     ];
     if let Some(unknown) = options.rows.iter().find(|name| rows.iter().all(|(known, _)| known != name)) {

@@ -485,8 +485,10 @@ fn measuring_leaves_alone_what_is_kept_and_whoever_comes() {
         }
         again.push(engine.answer(ask(id)));
         for answer in &again {
-            assert_eq!((answer.text(), answer.cached > Some(20)), (first.text(), true), "{flash_attention}");
-            assert!(!batch_invariant || answer.digests == first.digests);
+            assert!(answer.cached > Some(20), "{flash_attention}");
+            // Without the mode a prompt that is read behind kept cells may round otherwise than one that is read whole.
+            assert_eq!(answer.digests.len(), first.digests.len(), "{flash_attention}");
+            assert!(!batch_invariant || (answer.text(), &answer.digests) == (first.text(), &first.digests));
         }
         let beat = engine.beat(|beat| beat.sequences == 0);
         assert!(beat.cached_tokens <= beat.kept_cells, "{beat:?}");

@@ -5,3 +5,4 @@ pub mod daemon;
 pub mod http;
 pub mod mosquitto;
 pub mod stream;
+pub mod proxy;

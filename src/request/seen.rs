@@ -223,6 +223,21 @@ impl Seen {
         record
     }
 
+    /// The clock that gives the times was set by so many seconds. What it showed before is moved along: a board that learns
+    /// the time long after its start would otherwise forget everything, and one whose clock goes back nothing any more.
+    pub fn clock_was_set(&mut self, by: i64) {
+        self.latest = self.latest.saturating_add_signed(by);
+        for entry in self.entries.values_mut() {
+            entry.record.at = entry.record.at.saturating_add_signed(by);
+        }
+    }
+
+    /// The latest time that is known.
+    #[must_use]
+    pub fn latest(&self) -> u64 {
+        self.latest
+    }
+
     /// All that is worth keeping, in the order in which [`Self::restore`] wants it.
     #[must_use]
     pub fn records(&self) -> Vec<Record> {

@@ -4,5 +4,5 @@
 pub mod daemon;
 pub mod http;
 pub mod mosquitto;
-pub mod stream;
 pub mod proxy;
+pub mod stream;

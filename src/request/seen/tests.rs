@@ -122,6 +122,30 @@ fn times_never_go_back_and_old_ones_are_forgotten() {
 }
 
 #[test]
+fn a_clock_that_is_set_moves_all_that_it_showed_before() {
+    for (start, by) in [(5000, 1_000_000), (5_000_000, -4_000_000), (5000, i64::MIN), (u64::MAX, i64::MAX)] {
+        let mut seen = empty();
+        let (old, young) = (run(1, 0, 0), run(2, 0, 0));
+        seen.finish(&old, None, start - BOUNDS.age);
+        seen.finish(&young, None, start);
+        seen.clock_was_set(by);
+        let now = start.saturating_add_signed(by);
+        assert_eq!(seen.latest(), now);
+        let mut next = restarted(&seen.records(), now);
+        for seen in [&mut seen, &mut next] {
+            assert_eq!([&old, &young].map(|run| traced(seen, run, now)), [Trace::Finished { packet: 0 }; 2], "{by}");
+        }
+        // What was older is forgotten first, as if nothing had happened.
+        if now > 0 && now < u64::MAX {
+            assert_eq!(
+                [&old, &young].map(|run| traced(&mut seen, run, now + 1)),
+                [Trace::Unknown, Trace::Finished { packet: 0 }]
+            );
+        }
+    }
+}
+
+#[test]
 fn what_runs_is_not_forgotten_however_much_is_finished_meanwhile() {
     let mut seen = empty();
     let long = run(200, 4, 0);

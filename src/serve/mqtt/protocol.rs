@@ -177,6 +177,13 @@ impl<R, M: Letter + Clone> Protocol<R, M> {
         }
     }
 
+    /// The clock was set by so many seconds: see [`Seen::clock_was_set`].
+    pub fn clock_was_set(&mut self, by: i64) {
+        if let Some(seen) = &mut self.seen {
+            seen.clock_was_set(by);
+        }
+    }
+
     /// Whether anything outlives the daemon: then a request runs only once its beginning is on record.
     #[must_use]
     pub fn is_kept(&self) -> bool {

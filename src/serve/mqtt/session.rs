@@ -21,7 +21,7 @@ use super::{
     protocol::{Job, Protocol},
     reply::{self, ReplyTo},
     topics::Topics,
-    trail::{Trail, stamp},
+    trail::Trail,
 };
 use crate::{
     config::PublishFormat,
@@ -115,10 +115,21 @@ impl<A: Answers> Session<A> {
 
     /// Takes note of it.
     pub fn handle(&mut self, happening: Happening<A::Ticket>, now: Instant) {
+        self.look_at_clock(now);
         match happening {
             Happening::Link(LinkEvent::Down) => self.down(),
             Happening::Link(LinkEvent::Connection(event)) => self.connection_event(event, now),
             Happening::Step(step) => self.step(step, now),
+        }
+    }
+
+    /// Before anything is decided by it: whoever waits long may find it set.
+    fn look_at_clock(&mut self, now: Instant) {
+        let by = self.trail.look_at_clock(now);
+        if by != 0 {
+            log::info!(target: "temperd::mqtt", seconds = by; "the clock was set: what is remembered of requests is moved along");
+            self.core.clock_was_set(by);
+            self.trail.rewrite(self.core.seen(), now);
         }
     }
 
@@ -259,7 +270,7 @@ impl<A: Answers> Session<A> {
                 self.running.push(Box::pin(advance(job, accepted)));
             }
             Step::Turn(job, accepted, leave) => {
-                let note = self.core.turn(job, stamp(now));
+                let note = self.core.turn(job, self.trail.stamp(now));
                 let written = self.trail.write(note, self.core.seen(), now);
                 self.running.push(Box::pin(async move {
                     written.wait().await;

@@ -17,13 +17,16 @@ const BOUNDS: Bounds =
     Bounds { entries: super::session::REMEMBERED.entries, age: super::session::REMEMBERED.age.as_secs() };
 /// Records beyond twice what is known after which the file is written anew.
 const SLACK: usize = 4096;
+/// What the clock is off by before it counts as set, in seconds: above what it is steered by.
+const STEP: u64 = 60;
 /// Between two tries to write to a disk that failed.
 const TRY_AGAIN: Duration = Duration::from_secs(30);
 
-/// The way to the file; none, where nothing is kept.
-#[derive(Debug, Default)]
+/// The way to the file, where there is one, and the time by which records are dated.
+#[derive(Debug)]
 pub struct Trail {
     book: Option<Book>,
+    clock: Clock,
 }
 
 #[derive(Debug)]
@@ -41,17 +44,42 @@ impl Trail {
         let Some(folder) = folder else {
             log::warn!(target: "temperd::mqtt", "there is no state directory (STATE_DIRECTORY, XDG_STATE_HOME or HOME): \
                 requests are remembered in memory only, and a restart may answer some twice");
-            return Default::default();
+            return (Self::new(None), None);
         };
         match tokio::task::spawn_blocking(move || Book::open(&folder)).await {
-            Ok(Ok((book, seen))) => (Self { book: Some(book) }, Some(seen)),
+            Ok(Ok((book, seen))) => (Self::new(Some(book)), Some(seen)),
             Ok(Err(error)) => {
                 log::error!(target: "temperd::mqtt", "{error}; requests are remembered in memory only, and a restart \
                     may answer some twice");
-                Default::default()
+                (Self::new(None), None)
             }
             // The runtime is going down.
-            Err(_) => Default::default(),
+            Err(_) => (Self::new(None), None),
+        }
+    }
+
+    fn new(book: Option<Book>) -> Self {
+        Self { book, clock: Clock { now: Instant::now(), time: unix_time() } }
+    }
+
+    /// An instant, and the time by the clock as it was looked at last: one that is set meanwhile changes nothing until
+    /// [`Self::look_at_clock`] has told by how much.
+    #[must_use]
+    pub fn stamp(&self, at: Instant) -> Now {
+        Now { at, unix: self.clock.at(at) }
+    }
+
+    /// By how many seconds the clock was set since it was looked at last; 0: it was not. What is known has to be moved along,
+    /// and then the file, by [`Self::rewrite`].
+    #[must_use]
+    pub fn look_at_clock(&mut self, now: Instant) -> i64 {
+        self.clock.set_by(now, unix_time())
+    }
+
+    /// Writes the whole file anew.
+    pub fn rewrite(&mut self, seen: Option<&Seen>, now: Instant) {
+        if let (Some(book), Some(seen)) = (&mut self.book, seen) {
+            book.write_whole(seen, now);
         }
     }
 
@@ -81,7 +109,11 @@ impl Book {
             log::warn!(target: "temperd::mqtt", file:% = folder.join("seen").display(), damaged, whole = records.len();
                 "damaged records of earlier requests are dropped; those requests may be answered once more");
         }
-        let seen = Seen::restore(key, BOUNDS, records, unix_time());
+        let time = unix_time();
+        let mut seen = Seen::restore(key, BOUNDS, records, time);
+        // A clock that shows less than an earlier daemon saw; it will be set while this one runs.
+        let behind = signed(time).saturating_sub(signed(seen.latest()));
+        seen.clock_was_set(behind.min(0));
         log::info!(target: "temperd::mqtt", folder:% = folder.display(), requests = seen.len();
             "requests are remembered over a restart");
         let mut book = Self { journal, written: 0, whole_at: Instant::now() };
@@ -110,9 +142,28 @@ impl Book {
     }
 }
 
-/// An instant, and what the other clock shows.
-pub fn stamp(at: Instant) -> Now {
-    Now { at, unix: unix_time() }
+/// What the clock showed when, by one that nobody sets.
+#[derive(Debug)]
+struct Clock {
+    now: Instant,
+    time: u64,
+}
+
+impl Clock {
+    fn at(&self, now: Instant) -> u64 {
+        self.time.saturating_add(now.saturating_duration_since(self.now).as_secs())
+    }
+
+    /// Takes over what it shows. By how many seconds it was set; 0 for what is no more than drift.
+    fn set_by(&mut self, now: Instant, time: u64) -> i64 {
+        let expected = self.at(now);
+        *self = Self { now, time };
+        if time.abs_diff(expected) <= STEP { 0 } else { signed(time).saturating_sub(signed(expected)) }
+    }
+}
+
+fn signed(seconds: u64) -> i64 {
+    i64::try_from(seconds).unwrap_or(i64::MAX)
 }
 
 fn unix_time() -> u64 {
@@ -125,7 +176,10 @@ mod tests {
     use crate::request::{
         Client,
         dedupe::{Fingerprint, Key, Mark},
-        seen::{Ended, Run, Trace, record::BYTES},
+        seen::{
+            BoxKey, Ended, Run, Trace,
+            record::{self, BYTES},
+        },
     };
 
     fn run(number: usize) -> Run {
@@ -189,6 +243,47 @@ mod tests {
         assert_eq!(kept.known(0), Trace::Unknown);
         assert_eq!(kept.known(many - BOUNDS.entries), Trace::Finished { packet: 0 });
         assert_eq!(kept.known(many - 1), Trace::Finished { packet: 0 });
+    }
+
+    #[test]
+    fn a_clock_that_is_steered_was_not_set_and_one_that_jumps_was() {
+        let start = Instant::now();
+        let mut clock = Clock { now: start, time: 1_000_000 };
+        for (seconds, shows, by) in [
+            (10, 1_000_010, 0),
+            (20, 1_000_050, 0),
+            (30, 2_000_060, 1_000_000),
+            (40, 70, -2_000_000),
+            (50, 80, 0),
+            (60, 0, -90),
+        ] {
+            assert_eq!(clock.set_by(start + Duration::from_secs(seconds), shows), by, "{seconds}");
+            assert_eq!(clock.at(start + Duration::from_secs(seconds + 1)), shows + 1);
+        }
+        assert_eq!(clock.set_by(start, u64::MAX), i64::MAX);
+    }
+
+    /// A board without a battery starts long ago and learns the time on the way.
+    #[tokio::test]
+    async fn a_clock_that_is_set_makes_no_daemon_forget() {
+        const YEAR: u64 = 365 * 86_400;
+        let folder = tempfile::tempdir().unwrap();
+        let mut kept = Kept::open(folder.path()).await;
+        kept.finish(&run(1)).wait().await;
+        for time in [unix_time() + YEAR, unix_time() - YEAR, unix_time()] {
+            let by = kept.trail.clock.set_by(kept.now, time);
+            kept.seen.clock_was_set(by);
+            kept.trail.rewrite(Some(&kept.seen), kept.now);
+            let unix = kept.trail.stamp(kept.now).unix;
+            assert!(by != 0 && unix == time);
+            let run = run(1);
+            assert_eq!(kept.seen.trace(&run.key, &run.payload, unix), Trace::Finished { packet: 0 });
+            // And the next one has it from the file.
+            kept.trail.write(Note::Sync(None), Some(&kept.seen), kept.now).wait().await;
+            let key = BoxKey::new(std::fs::read(folder.path().join("seen.key")).unwrap().try_into().unwrap());
+            let (records, _) = record::read(&key, &std::fs::read(folder.path().join("seen")).unwrap());
+            assert!(records[0].at.abs_diff(time) <= STEP, "{records:?}");
+        }
     }
 
     #[tokio::test]

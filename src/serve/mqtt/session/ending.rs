@@ -11,7 +11,6 @@ use crate::{
         message::Message,
         outbox::{End, Gone, Kind},
         protocol::{Left, Settlement},
-        trail::stamp,
     },
     wire::v1,
 };
@@ -19,7 +18,7 @@ use crate::{
 impl<A: Answers> Session<A> {
     /// An accepted request has its outcome.
     pub(super) fn outcome(&mut self, job: u64, message: Message, now: Instant) {
-        let note = self.core.outcome(job, message, stamp(now));
+        let note = self.core.outcome(job, message, self.trail.stamp(now));
         let written = self.trail.write(note, self.core.seen(), now);
         if written.is_here() {
             self.core.noted(job);
@@ -53,7 +52,7 @@ impl<A: Answers> Session<A> {
             }
         }
         self.parted |= gone.kind == Kind::Farewell;
-        match self.core.left(gone, stamp(now)) {
+        match self.core.left(gone, self.trail.stamp(now)) {
             Left::Nothing => {}
             Left::Over(settlement) => self.settle(settlement, now),
             Left::TooLarge { job, message, limit } => self.replace(job, &message, limit, now),

@@ -22,7 +22,6 @@ use crate::{
         protocol::{Asked, Job, Refusal, Taken},
         reply::ReplyTo,
         topics::{self, Op, Target},
-        trail::stamp,
     },
     wire::v1,
 };
@@ -120,7 +119,7 @@ impl<A: Answers> Session<A> {
             delivery,
             || wish.unwrap_or_else(|| fastrand::u32(..)),
             |asker, kept| Message { expires: asker.reply.lives_until(now), ..kept.clone() },
-            stamp(now),
+            self.trail.stamp(now),
         );
         let (number, seed) = match taken {
             Taken::Run { job, seed } => (job, seed),

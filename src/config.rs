@@ -252,6 +252,10 @@ pub struct Mqtt {
     pub response_topics: Vec<String>,
     /// Whether raw prompts are taken.
     pub raw_prompt: bool,
+    /// The pool whose requests this box takes beside its own.
+    pub pool: Option<String>,
+    /// Between two signs of life; at least 5 s.
+    pub keep_alive: Duration,
 }
 
 /// Bounds.

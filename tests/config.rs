@@ -5,6 +5,7 @@
 use std::{
     fs,
     path::{Path, PathBuf},
+    time::Duration,
 };
 
 use proptest::prelude::*;
@@ -65,7 +66,9 @@ fn everything_wrong_is_said_at_once_with_its_key_and_line() {
          [mqtt]\n\
          url = \"mqtt://broker\"\n\
          response_topics = [\"#\", \"$SYS/x\", \"a/b#\"]\n\
-         pool = \"p\"\n\
+         pool = \"a/+\"\n\
+         inbox = \"disk\"\n\
+         keep_alive_s = 4\n\
          [[profile]]\n\
          name = \"x\"\n",
     );
@@ -74,13 +77,15 @@ fn everything_wrong_is_said_at_once_with_its_key_and_line() {
         "engine.parallel: must be a whole number of at most 64 bits, is a string (line 3)",
         "sockett: unknown section or key; did you mean `[socket]`? (line 6)",
         "limits.kv_type: unknown key; did you mean `engine.kv_type`? (line 8)",
-        "mqtt.pool: not available yet; leave it out (line 13)",
-        "profile: not available yet; leave it out (line 14)",
+        "mqtt.inbox: not available yet; leave it out (line 14)",
+        "profile: not available yet; leave it out (line 16)",
         "engine.context: is 100, must be 256 to 1048576 (line 4)",
         "engine.step_target_ms: is 0, must be 1 to 10000 (line 5)",
         "mqtt.response_topics: \"#\" would let a client have us publish anywhere: name the topics of answers (line 12)",
         "mqtt.response_topics: \"$SYS/x\" must not begin with `$`: such topics are the broker's own (line 12)",
         "mqtt.response_topics: \"a/b#\" is no MQTT topic filter (line 12)",
+        "mqtt.pool: is \"a/+\", must be 1 to 63 of a-z, 0-9 and - (line 13)",
+        "mqtt.keep_alive_s: is 4, must be 5 to 1200 (line 15)",
         "limits.queue: is 0, must be 1 to 4096 (line 9)",
     ];
     assert_eq!(found, expected);
@@ -254,6 +259,15 @@ fn node_names() {
         good("[mqtt]\nnode = \"kiosk-7\"\nurl = \"mqtt://b\"").mqtt.unwrap().response_topics,
         ["temperd/v1/kiosk-7/response/#", "temperd/v1/clients/+/#",]
     );
+}
+
+#[test]
+fn pool_names_are_one_level_of_topics_without_wildcards() {
+    for bad in ["", "a/b", "a+", "#", "$share", "Upper", &"x".repeat(64)] {
+        assert!(error(&format!("[mqtt]\npool = {bad:?}")).starts_with("mqtt.pool: is "), "{bad}");
+    }
+    let mqtt = good("[mqtt]\nurl = \"mqtt://b\"\npool = \"plant-7\"").mqtt.unwrap();
+    assert_eq!((mqtt.pool.as_deref(), mqtt.keep_alive), (Some("plant-7"), Duration::from_secs(15)));
 }
 
 #[test]

@@ -212,8 +212,9 @@ impl Reader<'_> {
             key: self.get("key"),
             response_topics: self.get("response_topics"),
             raw_prompt: self.get("raw_prompt"),
+            pool: self.get("pool"),
+            keep_alive_s: self.get("keep_alive_s"),
         };
-        self.later("pool");
         self.later("inbox");
         self.section = "limits";
         let limits = LimitKeys {

@@ -7,7 +7,7 @@ use super::*;
 const EXAMPLE: &str = include_str!("../../config.example.toml");
 
 /// Keys that have no default; the file says so of each.
-const WITHOUT_DEFAULT: [&str; 21] = [
+const WITHOUT_DEFAULT: [&str; 22] = [
     "engine.model",
     "engine.threads",
     "engine.threads_batch",
@@ -26,6 +26,7 @@ const WITHOUT_DEFAULT: [&str; 21] = [
     "mqtt.ca",
     "mqtt.cert",
     "mqtt.key",
+    "mqtt.pool",
     "governor.reserve_mib",
     "governor.critical_mib",
     "governor.set_point_c",

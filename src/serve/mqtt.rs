@@ -62,8 +62,6 @@ use session::{Session, availability_message};
 use topics::{Op, Topics};
 use trail::Trail;
 
-/// Between two signs of life.
-const KEEP_ALIVE: Duration = Duration::from_secs(15);
 /// Requests without our PUBACK, at the most; more would only move the queue from the broker into our memory.
 const MOST_RECEIVED: u32 = 1024;
 /// How long finals may take to the broker when the daemon stops, then the last word, then the DISCONNECT.
@@ -118,7 +116,7 @@ impl Mqtt {
         }
     }
 
-    /// How connections are made.
+    /// How the connections of the node are made.
     #[must_use]
     pub fn settings(&self, topics: &Topics) -> Settings {
         let filters = |jobs: bool, qos: Qos| {
@@ -135,11 +133,27 @@ impl Mqtt {
             ca: config.ca.clone(),
             identity: config.identity.clone(),
             client_id: format!("temperd-{}", self.node),
-            will: availability_message(topics, "offline"),
+            keeps_session: true,
+            will: Some(availability_message(topics, "offline")),
             receive_maximum: self.receive_maximum(),
             subscriptions: vec![filters(true, Qos::AtLeastOnce), filters(false, Qos::AtMostOnce)],
-            keep_alive: KEEP_ALIVE,
+            keep_alive: config.keep_alive,
         }
+    }
+
+    /// How those of its pool are made; `None` where it is in none. Their session ends with them, so that the broker
+    /// keeps no requests for a box that is away while others have time.
+    #[must_use]
+    pub fn pool_settings(&self, topics: &Topics) -> Option<Settings> {
+        let filters = topics.pool_filters();
+        (!filters.is_empty()).then(|| Settings {
+            // No node has a name with a dot.
+            client_id: format!("temperd-{}.pool", self.node),
+            keeps_session: false,
+            will: None,
+            subscriptions: vec![filters.into_iter().map(|filter| (filter, Qos::AtLeastOnce)).collect()],
+            ..self.settings(topics)
+        })
     }
 }
 
@@ -215,7 +229,10 @@ impl Leaving {
 fn enter<A: Answers>(phase: Phase, session: &mut Session<A>, leaving: &mut Option<Leaving>) {
     match phase {
         Phase::Running => {}
-        Phase::Draining => session.announce("draining"),
+        Phase::Draining => {
+            session.announce("draining");
+            session.retire_from_pool();
+        }
         Phase::Stopping => *leaving = Some(Leaving::Flushing(Instant::now() + FLUSH)),
     }
 }

@@ -199,7 +199,9 @@ impl Daemon {
     }
 
     pub fn connected(&mut self, around: &mut Around<'_>) {
-        self.core.connected(message::Allowed { window: around.setup.window, packet_bytes: None });
+        let window = around.setup.window;
+        let qos = message::Qos::AtLeastOnce;
+        self.core.connected(message::Allowed { window, packet_bytes: None, qos, retain: true });
         self.go_on(around);
     }
 

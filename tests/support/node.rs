@@ -133,6 +133,8 @@ pub fn settings(port: u16) -> Mqtt {
             identity: None,
             response_topics: vec![format!("temperd/v1/{NODE}/response/#"), "temperd/v1/clients/+/#".into()],
             raw_prompt: false,
+            pool: None,
+            keep_alive: Duration::from_secs(15),
         },
         node: NODE.into(),
         bounds: Bounds { context: 8192, payload_bytes: 262_144 },

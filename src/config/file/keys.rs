@@ -66,6 +66,8 @@ pub struct MqttKeys {
     pub key: Setting<String>,
     pub response_topics: Setting<Vec<String>>,
     pub raw_prompt: Setting<bool>,
+    pub pool: Setting<String>,
+    pub keep_alive_s: Setting<i64>,
 }
 
 /// `[limits]`

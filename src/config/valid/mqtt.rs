@@ -1,6 +1,6 @@
 //! The broker, our place in it, and where answers may go.
 
-use std::path::PathBuf;
+use std::{ops::RangeInclusive, path::PathBuf, time::Duration};
 
 use axum::http::Uri;
 use rumqttc::v5::mqttbytes::valid_filter;
@@ -16,17 +16,15 @@ const NODE_BYTES: usize = 63;
 const RESERVED_NODES: [&str; 2] = ["clients", "pool"];
 const RESPONSE_TOPICS: usize = 64;
 const USER_BYTES: usize = 65_535;
+/// Seconds. Less is beyond the library; with more a broker that is gone would not be missed for an hour.
+const KEEP_ALIVE: RangeInclusive<i64> = 5..=1200;
 
 /// The node's name: as written, else the host's in the alphabet of topics.
 pub(super) fn node(setting: Setting<String>, machine: &Machine, check: &mut Check<'_>) -> Option<String> {
     match setting {
         Setting::Bad => None,
         Setting::Given(name, place) => {
-            let plain = name.bytes().all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || c == b'-');
-            if !plain || name.is_empty() || name.len() > NODE_BYTES {
-                check.error(&place, format_args!("is {name:?}, must be 1 to {NODE_BYTES} of a-z, 0-9 and -"));
-                return None;
-            }
+            let name = level(name, &place, check)?;
             if RESERVED_NODES.contains(&name.as_str()) {
                 check.error(&place, format_args!("`{name}` has another meaning in topics, choose another name"));
                 return None;
@@ -44,6 +42,16 @@ pub(super) fn node(setting: Setting<String>, machine: &Machine, check: &mut Chec
             mapped
         }
     }
+}
+
+/// A name that is a level of topics: no `/`, no wildcard, no `$`, and the same for every broker.
+fn level(name: String, place: &Place, check: &mut Check<'_>) -> Option<String> {
+    let plain = name.bytes().all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || c == b'-');
+    if !plain || name.is_empty() || name.len() > NODE_BYTES {
+        check.error(place, format_args!("is {name:?}, must be 1 to {NODE_BYTES} of a-z, 0-9 and -"));
+        return None;
+    }
+    Some(name)
 }
 
 /// `Edge_Box.local` → `edge-box-local`.
@@ -106,6 +114,11 @@ pub(super) fn mqtt(keys: MqttKeys, flag: Option<String>, node: Option<&str>, che
     }
     let response_topics = response_topics(keys.response_topics, node, check);
     let raw_prompt = keys.raw_prompt.map(|on| on).or(false);
+    let pool = match keys.pool {
+        Setting::Given(pool, place) => level(pool, &place, check),
+        Setting::Absent | Setting::Bad => None,
+    };
+    let keep_alive = check.number(keys.keep_alive_s, KEEP_ALIVE).or(15_u16);
     let Broker { host, port, tls } = broker?;
     Some(Mqtt {
         host,
@@ -117,6 +130,8 @@ pub(super) fn mqtt(keys: MqttKeys, flag: Option<String>, node: Option<&str>, che
         identity: identity.into(),
         response_topics,
         raw_prompt,
+        pool,
+        keep_alive: Duration::from_secs(keep_alive.into()),
     })
 }
 

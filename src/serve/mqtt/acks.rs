@@ -3,14 +3,25 @@
 
 use std::collections::VecDeque;
 
-/// One delivery, unique over all connections: an old one can never acknowledge a new message that happens to carry the
-/// same packet id.
+/// On which of our links to the broker.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct Delivery(u64);
+pub enum Line {
+    /// The node's own.
+    Own,
+    /// The pool's.
+    Pool,
+}
 
-/// Deliveries of this connection that are not acknowledged yet. Bounded by the Receive Maximum that we announce.
-#[derive(Debug, Clone, PartialEq, Eq, Hash, Default)]
+/// One delivery, unique over all connections of all links: an old one can never acknowledge a new message that happens to
+/// carry the same packet id.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Delivery(Line, u64);
+
+/// Deliveries of a link's present connection that are not acknowledged yet. Bounded by the Receive Maximum that we
+/// announce.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Acks {
+    line: Line,
     open: VecDeque<Open>,
     next: u64,
 }
@@ -23,9 +34,15 @@ struct Open {
 }
 
 impl Acks {
+    /// Those of a link; nothing has come.
+    #[must_use]
+    pub fn new(line: Line) -> Self {
+        Self { line, open: VecDeque::new(), next: 0 }
+    }
+
     /// Notes a delivery.
     pub fn arrived(&mut self, packet: u16) -> Delivery {
-        let delivery = Delivery(self.next);
+        let delivery = Delivery(self.line, self.next);
         self.next += 1;
         self.open.push_back(Open { delivery, packet, answered: false });
         delivery
@@ -38,7 +55,8 @@ impl Acks {
         self.open.get(at).map(|open| open.packet)
     }
 
-    /// The answer to a delivery is safe. One of an earlier connection is ignored: the broker delivers it again.
+    /// The answer to a delivery is safe. One of an earlier connection is ignored: the broker delivers it again. So is one
+    /// of another link.
     pub fn answered(&mut self, delivery: Delivery) {
         if let Ok(at) = self.open.binary_search_by_key(&delivery, |open| open.delivery)
             && let Some(open) = self.open.get_mut(at)
@@ -92,7 +110,7 @@ mod tests {
 
     #[test]
     fn a_late_head_holds_back_the_rest() {
-        let mut acks = Acks::default();
+        let mut acks = Acks::new(Line::Own);
         let [a, b, c] = [11, 12, 13].map(|packet| acks.arrived(packet));
         acks.answered(c);
         acks.answered(b);
@@ -103,7 +121,7 @@ mod tests {
 
     #[test]
     fn a_delivery_of_an_old_connection_acknowledges_nothing() {
-        let mut acks = Acks::default();
+        let mut acks = Acks::new(Line::Own);
         let old = acks.arrived(7);
         acks.reset();
         acks.arrived(7);
@@ -112,8 +130,19 @@ mod tests {
     }
 
     #[test]
+    fn a_delivery_on_another_link_acknowledges_nothing_here() {
+        let (mut own, mut pool) = (Acks::new(Line::Own), Acks::new(Line::Pool));
+        let (on_own, on_pool) = (own.arrived(7), pool.arrived(7));
+        own.answered(on_pool);
+        pool.answered(on_own);
+        assert_eq!((released(&mut own), released(&mut pool)), (vec![], vec![]));
+        pool.answered(on_pool);
+        assert_eq!((released(&mut own), released(&mut pool)), (vec![], vec![7]));
+    }
+
+    #[test]
     fn what_the_channel_does_not_take_stays() {
-        let mut acks = Acks::default();
+        let mut acks = Acks::new(Line::Own);
         let a = acks.arrived(1);
         acks.answered(a);
         acks.release(|_| false);
@@ -123,7 +152,7 @@ mod tests {
     proptest! {
         #[test]
         fn acknowledged_in_order_of_arrival_each_once(order in Just((0u16..20).collect::<Vec<_>>()).prop_shuffle()) {
-            let mut acks = Acks::default();
+            let mut acks = Acks::new(Line::Own);
             let deliveries: Vec<_> = (0..20).map(|packet| acks.arrived(packet)).collect();
             let mut sent = Vec::new();
             for at in order {

@@ -6,25 +6,16 @@
 //! explicit packet sizes, no topic aliases, no QoS 2, subscriptions before the first publish, manual acks. The caller
 //! keeps unacknowledged messages in its own outbox.
 
-use std::{
-    collections::VecDeque,
-    io::ErrorKind,
-    path::PathBuf,
-    pin::Pin,
-    time::{Duration, Instant},
-};
+use std::{collections::VecDeque, path::PathBuf, pin::Pin, time::Duration};
 
 use futures_util::{Stream, StreamExt as _, stream};
 use rumqttc::{
     NetworkOptions, Outgoing, Transport,
     v5::{
-        AsyncClient, ConnectionError, Event as RumqttcEvent, EventLoop, MqttOptions, StateError,
+        AsyncClient, Event as RumqttcEvent, EventLoop, MqttOptions,
         mqttbytes::{
-            Error as PacketError, QoS,
-            v5::{
-                ConnectProperties, ConnectReturnCode, DisconnectReasonCode, Filter, LastWill, LastWillProperties,
-                Packet, PubAckReason, Publish, PublishProperties, RetainForwardRule, SubscribeReasonCode,
-            },
+            QoS,
+            v5::{ConnectProperties, Filter, Packet, Publish, RetainForwardRule, SubscribeReasonCode},
         },
     },
 };
@@ -32,8 +23,14 @@ use zeroize::Zeroizing;
 
 use super::{
     message::{Allowed, Incoming, Message, Qos, Receipt},
-    tls::{self, TlsError},
+    tls,
 };
+
+mod lost;
+mod packets;
+
+pub use lost::Lost;
+use packets::{incoming, last_will, outgoing, quality, receipt};
 
 /// Packets up to this size are taken; the broker is told so and drops larger ones, which would otherwise end the
 /// connection again and again.
@@ -66,8 +63,11 @@ pub struct Settings {
     pub identity: Option<(PathBuf, PathBuf)>,
     /// The same on every connection: the broker keeps the session under it.
     pub client_id: String,
+    /// Whether the broker keeps the session, with the requests in it, while we are away; else it ends with the
+    /// connection.
+    pub keeps_session: bool,
     /// What the broker publishes when we vanish.
-    pub will: Message,
+    pub will: Option<Message>,
     /// Requests without our PUBACK.
     pub receive_maximum: u16,
     /// Topic filters in the batches in which they are subscribed.
@@ -91,68 +91,6 @@ pub enum Event {
     Progress,
     /// Our DISCONNECT is on its way: this was the last event.
     Left,
-}
-
-/// Why a connection ended or did not come up. The text is for the log: it names the remedy and no secret.
-#[derive(Debug, thiserror::Error)]
-pub enum Lost {
-    /// The password file.
-    #[error("mqtt.password_file {path}: {cause}")]
-    Password {
-        /// The file.
-        path: String,
-        /// What the system says.
-        cause: std::io::Error,
-    },
-    /// The TLS files.
-    #[error(transparent)]
-    Files(#[from] TlsError),
-    /// The broker knows us not.
-    #[error(
-        "the broker refuses the login of user {user} ({code:?}): check mqtt.user and mqtt.password_file, or the client \
-         certificate, against the broker's own"
-    )]
-    Login {
-        /// The user name, or that there is none.
-        user: String,
-        /// The broker's code.
-        code: ConnectReturnCode,
-    },
-    /// The broker does not want the connection.
-    #[error("the broker refuses the connection: {0:?}; temperd needs a broker that speaks MQTT 5")]
-    Refused(ConnectReturnCode),
-    /// A subscription that the broker does not grant.
-    #[error("the broker refuses the subscription to {filter} ({code}): give this login read access to it in the ACL")]
-    Subscription {
-        /// The topic filter.
-        filter: String,
-        /// The broker's code.
-        code: String,
-    },
-    /// Another client came with our client id.
-    #[error(
-        "another client took over the session of client id {0}: two daemons use one node name; give one of them another \
-         mqtt.node"
-    )]
-    TakenOver(String),
-    /// The broker ended the connection.
-    #[error("the broker closed the connection: {0}")]
-    Closed(String),
-    /// The broker, or something on the way to it, ended the connection without a word.
-    #[error("the connection was closed without a word")]
-    ClosedSilently,
-    /// TLS failed.
-    #[error("TLS: {0}; check mqtt.ca, the host name in the broker's certificate, mqtt.cert and mqtt.key")]
-    Tls(String),
-    /// No sign of life, or a peer that stopped reading.
-    #[error("no progress for {} s", .0.as_secs())]
-    Silent(Duration),
-    /// A message was never acknowledged.
-    #[error("the broker has not acknowledged a message for {} s", .0.as_secs())]
-    NoReceipt(Duration),
-    /// Everything else that the network or the library says.
-    #[error("{0}")]
-    Network(String),
 }
 
 /// The channel to the event loop is full; there is room again after the next event.
@@ -198,10 +136,18 @@ impl Connection {
             RumqttcEvent::Incoming(Packet::ConnAck(ack)) => {
                 let properties = ack.properties.as_ref();
                 let ids = properties.and_then(|p| p.receive_max).unwrap_or(u16::MAX).min(PACKET_IDS);
-                self.allowed = Some(Allowed {
+                let qos = match properties.and_then(|p| p.max_qos) {
+                    Some(0) => Qos::AtMostOnce,
+                    _ => Qos::AtLeastOnce,
+                };
+                let allowed = Allowed {
                     window: u64::from(ids.saturating_sub(1).clamp(1, WINDOW)),
                     packet_bytes: properties.and_then(|p| p.max_packet_size),
-                });
+                    qos,
+                    retain: properties.and_then(|p| p.retain_available) != Some(0),
+                };
+                warn_of(&allowed);
+                self.allowed = Some(allowed);
                 log::debug!(target: "temperd::mqtt", session_present = ack.session_present; "broker accepted the connection");
                 self.subscribe()
             }
@@ -224,14 +170,12 @@ impl Connection {
     pub fn publish(&self, message: &Message) -> Result<(), Full> {
         let publish = outgoing(message);
         let properties = publish.properties.unwrap_or_default();
+        // What it does not have, a broker takes for an offence, and closes the connection.
+        let (qos, retain) = self.allowed.map_or((message.qos, message.retain), |allowed| {
+            (message.qos.min(allowed.qos), message.retain && allowed.retain)
+        });
         self.client
-            .try_publish_with_properties(
-                message.topic.as_str(),
-                publish.qos,
-                message.retain,
-                publish.payload,
-                properties,
-            )
+            .try_publish_with_properties(message.topic.as_str(), quality(qos), retain, publish.payload, properties)
             .map_err(|_| Full)
     }
 
@@ -242,6 +186,14 @@ impl Connection {
     pub fn acknowledge(&self, packet: u16) -> Result<(), Full> {
         let delivered = Publish { qos: QoS::AtLeastOnce, pkid: packet, ..Publish::default() };
         self.client.try_ack(&delivered).map_err(|_| Full)
+    }
+
+    /// Takes back a subscription.
+    ///
+    /// # Errors
+    /// No room.
+    pub fn unsubscribe(&self, filter: &str) -> Result<(), Full> {
+        self.client.try_unsubscribe(filter).map_err(|_| Full)
     }
 
     /// Says goodbye, so that the broker does not publish the will. After [`Event::Left`] drop the connection: polling
@@ -281,10 +233,21 @@ impl Connection {
                         log::warn!(target: "temperd::mqtt", filter = filter.as_str(); "broker grants QoS 0 only: requests may be lost");
                     }
                 }
-                code => return Err(Lost::Subscription { filter, code: format!("{code:?}") }),
+                code => return Err(Lost::Subscription { filter, code: *code }),
             }
         }
         Ok(())
+    }
+}
+
+fn warn_of(allowed: &Allowed) {
+    if allowed.qos == Qos::AtMostOnce {
+        log::warn!(target: "temperd::mqtt", "the broker takes QoS 0 only: it confirms nothing, and requests and answers \
+            may be lost; allow QoS 1 in its configuration");
+    }
+    if !allowed.retain {
+        log::warn!(target: "temperd::mqtt", "the broker retains no messages: whoever subscribes later does not see \
+            availability, info and state; allow retained messages in its configuration");
     }
 }
 
@@ -311,7 +274,7 @@ fn events(eventloop: EventLoop, settings: Settings) -> impl Stream<Item = Result
                 }
                 Some((Ok(event), Some((eventloop, settings))))
             }
-            Ok(Err(error)) => Some((Err(lost(error, &settings)), None)),
+            Ok(Err(error)) => Some((Err(lost::of(error, &settings)), None)),
             Err(_) => Some((Err(Lost::Silent(limit)), None)),
         }
     })
@@ -321,19 +284,22 @@ fn options(settings: &Settings) -> Result<MqttOptions, Lost> {
     let host = settings.host.trim_start_matches('[').trim_end_matches(']');
     let mut options = MqttOptions::new(&settings.client_id, host, settings.port);
     let mut properties = ConnectProperties::new();
-    properties.session_expiry_interval = Some(u32::try_from(SESSION_EXPIRY.as_secs()).unwrap_or(u32::MAX));
+    let expiry = if settings.keeps_session { SESSION_EXPIRY } else { Duration::ZERO };
+    properties.session_expiry_interval = Some(u32::try_from(expiry.as_secs()).unwrap_or(u32::MAX));
     properties.receive_maximum = Some(settings.receive_maximum.max(1));
     properties.max_packet_size = Some(PACKET_BYTES);
     let mut network = NetworkOptions::new();
     network.set_tcp_nodelay(true);
     options
         .set_connect_properties(properties)
-        .set_clean_start(false)
+        .set_clean_start(!settings.keeps_session)
         .set_manual_acks(true)
         .set_keep_alive(settings.keep_alive.max(Duration::from_secs(5)))
         .set_outgoing_inflight_upper_limit(PACKET_IDS)
-        .set_network_options(network)
-        .set_last_will(last_will(&settings.will));
+        .set_network_options(network);
+    if let Some(will) = &settings.will {
+        options.set_last_will(last_will(will));
+    }
     if let Some(user) = &settings.user {
         let password = settings.password_file.as_ref().map_or(Ok(Zeroizing::default()), password)?;
         options.set_credentials(user, password.as_str());
@@ -357,103 +323,6 @@ fn password(path: &PathBuf) -> Result<Zeroizing<String>, Lost> {
         }
     }
     Ok(text)
-}
-
-fn last_will(message: &Message) -> LastWill {
-    let properties = LastWillProperties {
-        // Some brokers get wills wrong unless this and the session's expiry are both given.
-        delay_interval: Some(0),
-        payload_format_indicator: Some(u8::from(message.utf8)),
-        message_expiry_interval: None,
-        content_type: Some(message.content_type.into()),
-        response_topic: None,
-        correlation_data: None,
-        user_properties: Vec::new(),
-    };
-    LastWill::new(
-        message.topic.as_str(),
-        message.payload.to_vec(),
-        quality(message.qos),
-        message.retain,
-        Some(properties),
-    )
-}
-
-fn quality(qos: Qos) -> QoS {
-    match qos {
-        Qos::AtMostOnce => QoS::AtMostOnce,
-        Qos::AtLeastOnce => QoS::AtLeastOnce,
-    }
-}
-
-fn outgoing(message: &Message) -> Publish {
-    let properties = PublishProperties {
-        payload_format_indicator: message.utf8.then_some(1),
-        message_expiry_interval: message.seconds_left(Instant::now()).map(|seconds| seconds.max(1)),
-        correlation_data: message.correlation.clone(),
-        user_properties: message.user.iter().map(|(name, value)| ((*name).to_owned(), value.clone())).collect(),
-        content_type: Some(message.content_type.into()),
-        ..PublishProperties::default()
-    };
-    Publish::new(message.topic.as_str(), quality(message.qos), message.payload.clone(), Some(properties))
-}
-
-fn incoming(publish: Publish) -> Option<Incoming> {
-    let properties = publish.properties.unwrap_or_default();
-    Some(Incoming {
-        topic: String::from_utf8(publish.topic.to_vec()).ok()?,
-        payload: publish.payload,
-        packet: (publish.qos == QoS::AtLeastOnce).then_some(publish.pkid),
-        again: publish.dup,
-        retained: publish.retain,
-        content_type: properties.content_type,
-        response_topic: properties.response_topic,
-        correlation: properties.correlation_data,
-        expiry: properties.message_expiry_interval.map(|seconds| Duration::from_secs(seconds.into())),
-    })
-}
-
-fn receipt(reason: PubAckReason) -> Receipt {
-    match reason {
-        PubAckReason::Success | PubAckReason::NoMatchingSubscribers => Receipt::Taken,
-        PubAckReason::UnspecifiedError => Receipt::NotNow("unspecified error"),
-        PubAckReason::ImplementationSpecificError => Receipt::NotNow("implementation specific error"),
-        PubAckReason::NotAuthorized => Receipt::NotNow("not authorized: the ACL lets this login not write there"),
-        PubAckReason::PacketIdentifierInUse => Receipt::NotNow("packet identifier in use"),
-        PubAckReason::QuotaExceeded => Receipt::NotNow("quota exceeded"),
-        PubAckReason::TopicNameInvalid => Receipt::Never("topic name invalid"),
-        PubAckReason::PayloadFormatInvalid => Receipt::Never("payload format invalid"),
-    }
-}
-
-fn lost(error: ConnectionError, settings: &Settings) -> Lost {
-    match error {
-        ConnectionError::ConnectionRefused(
-            code @ (ConnectReturnCode::BadUserNamePassword
-            | ConnectReturnCode::NotAuthorized
-            | ConnectReturnCode::BadAuthenticationMethod),
-        ) => Lost::Login { user: settings.user.clone().unwrap_or_else(|| "(none)".into()), code },
-        ConnectionError::ConnectionRefused(code) => Lost::Refused(code),
-        ConnectionError::MqttState(StateError::ServerDisconnect { reason_code, reason_string }) => match reason_code {
-            DisconnectReasonCode::SessionTakenOver => Lost::TakenOver(settings.client_id.clone()),
-            code => Lost::Closed(reason_string.map_or_else(|| format!("{code:?}"), |text| format!("{code:?}, {text}"))),
-        },
-        ConnectionError::MqttState(StateError::ConnectionAborted) => Lost::ClosedSilently,
-        // A close with something unread on the other side arrives as a reset.
-        ConnectionError::MqttState(StateError::Io(cause) | StateError::Deserialization(PacketError::Io(cause)))
-            if matches!(cause.kind(), ErrorKind::ConnectionReset | ErrorKind::BrokenPipe) =>
-        {
-            Lost::ClosedSilently
-        }
-        ConnectionError::Tls(error) => Lost::Tls(error.to_string()),
-        // The library's own text would quote the packet.
-        ConnectionError::NotConnAck(_) => Lost::Network("the peer does not answer as an MQTT 5 broker does".into()),
-        ConnectionError::Timeout(_) => Lost::Network("no answer to the connect in time".into()),
-        other => {
-            let text = other.to_string();
-            if settings.tls && text.contains("alert") { Lost::Tls(text) } else { Lost::Network(text) }
-        }
-    }
 }
 
 #[cfg(test)]

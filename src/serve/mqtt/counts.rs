@@ -13,6 +13,8 @@ pub struct Counts {
     pub takeovers: Counter,
     /// Messages given up: refused by the broker for good, or too often.
     pub refused_messages: Counter,
+    /// Messages sent to a broker that confirms nothing.
+    pub unconfirmed_messages: Counter,
     /// Messages whose time was over before the broker took them.
     pub expired_messages: Counter,
     /// Messages larger than the broker takes.
@@ -21,7 +23,8 @@ pub struct Counts {
     pub dropped_messages: Counter,
     /// Requests answered from a kept answer, or joined to one that is running.
     pub repeats: Counter,
-    /// Messages on request topics that were passed over: retained ones, and those beyond what can be held.
+    /// Messages on request topics that were passed over: retained ones, those beyond what can be held, and those to a
+    /// pool that say not where the answer is wanted.
     pub ignored_requests: Counter,
 }
 
@@ -34,6 +37,11 @@ impl Counts {
             ("connection_losses", "Connections to the broker that were lost or failed", &self.losses),
             ("takeovers", "MQTT sessions taken over by another client of the same id", &self.takeovers),
             ("refused_messages", "Messages that the broker refused", &self.refused_messages),
+            (
+                "unconfirmed_messages",
+                "Messages sent at QoS 0 since the broker takes no other",
+                &self.unconfirmed_messages,
+            ),
             ("expired_messages", "Messages that expired before the broker took them", &self.expired_messages),
             ("oversized_messages", "Messages larger than the broker takes", &self.oversized_messages),
             ("dropped_messages", "Chunks and telemetry dropped for want of room or connection", &self.dropped_messages),

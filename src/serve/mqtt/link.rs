@@ -12,7 +12,7 @@ use super::{
     backoff::{self, Backoff},
     connection::{Connection, Event, Full, Lost, Settings},
     counts::Counts,
-    message::Message,
+    message::{Message, Qos},
 };
 
 /// Short-lived connections in a row that look like two clients who throw each other out.
@@ -26,6 +26,8 @@ pub struct Link {
     state: State,
     /// Connections in a row that came up and were closed without a word soon after.
     short_lived: u32,
+    /// The last will as configured; that of the next connection may be lesser.
+    will: Option<Message>,
     /// The last complaint, so that a broker that is away for a day does not fill the log.
     complained: Option<String>,
 }
@@ -56,7 +58,8 @@ impl Link {
     #[must_use]
     pub fn new(settings: Settings, counts: Counts) -> Self {
         let state = State::Opening(Box::pin(Connection::open(settings.clone())));
-        Self { settings, backoff: Backoff::default(), counts, state, short_lived: 0, complained: None }
+        let will = settings.will.clone();
+        Self { settings, will, backoff: Backoff::default(), counts, state, short_lived: 0, complained: None }
     }
 
     /// The next event; never ends but by [`Event::Left`]. Cancel-safe.
@@ -74,11 +77,14 @@ impl Link {
                 State::Open { connection, up } => match connection.next().await {
                     Ok(event) => {
                         match &event {
-                            Event::Up(_) => {
+                            Event::Up(allowed) => {
                                 *up = Some(Instant::now());
+                                if allowed.retain && allowed.qos == Qos::AtLeastOnce {
+                                    self.settings.will.clone_from(&self.will);
+                                }
                                 self.complained = None;
                                 self.counts.connections.inc();
-                                log::info!(target: "temperd::mqtt", broker = self.settings.host.as_str(), port = self.settings.port; "connected");
+                                log::info!(target: "temperd::mqtt", broker = self.settings.host.as_str(), port = self.settings.port, client_id = self.settings.client_id.as_str(); "connected");
                             }
                             Event::Left => self.state = State::Left,
                             _ => {}
@@ -116,6 +122,15 @@ impl Link {
         self.connection().ok_or(Full)?.leave()
     }
 
+    /// Takes the subscriptions of the present connection back.
+    ///
+    /// # Errors
+    /// As [`Self::publish`].
+    pub fn unsubscribe(&self) -> Result<(), Full> {
+        let connection = self.connection().ok_or(Full)?;
+        self.settings.subscriptions.iter().flatten().try_for_each(|(filter, _)| connection.unsubscribe(filter))
+    }
+
     /// Whether messages can go out.
     #[must_use]
     pub fn is_up(&self) -> bool {
@@ -125,6 +140,11 @@ impl Link {
     /// Gives the connection up because a message has been without its PUBACK for too long.
     pub fn give_up(&mut self, silent: Duration) -> LinkEvent {
         self.down(&Lost::NoReceipt(silent))
+    }
+
+    /// Makes the connection anew, so that the broker delivers again what it has no PUBACK for.
+    pub fn renew(&mut self) -> LinkEvent {
+        self.down(&Lost::Renewed)
     }
 
     fn connection(&self) -> Option<&Connection> {
@@ -139,6 +159,11 @@ impl Link {
             State::Open { up: Some(since), .. } => Some(since.elapsed()),
             _ => None,
         };
+        match (lost, &mut self.settings.will) {
+            (Lost::WillRetained, Some(will)) => will.retain = false,
+            (Lost::WillQos, Some(will)) => will.qos = Qos::AtMostOnce,
+            _ => {}
+        }
         let taken_over = matches!(lost, Lost::TakenOver(_));
         self.short_lived = match (lost, lived) {
             (Lost::ClosedSilently, Some(lived)) if lived < backoff::GOOD => self.short_lived + 1,
@@ -162,7 +187,8 @@ impl Link {
         let level = if self.complained.as_ref() == Some(&reason) { log::Level::Debug } else { log::Level::Warn };
         log::log!(
             target: "temperd::mqtt", level,
-            broker = self.settings.host.as_str(), port = self.settings.port, reason = reason.as_str(),
+            broker = self.settings.host.as_str(), port = self.settings.port,
+            client_id = self.settings.client_id.as_str(), reason = reason.as_str(),
             retry_ms = u64::try_from(wait.as_millis()).unwrap_or(u64::MAX);
             "no connection to the broker"
         );

@@ -8,7 +8,7 @@ use std::{
 use bytes::Bytes;
 
 /// Quality of service. QoS 2 is not used: the library breaks it on resume, and answers are idempotent anyway.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Qos {
     /// 0
     AtMostOnce,
@@ -115,8 +115,10 @@ impl fmt::Debug for Incoming {
 pub enum Receipt {
     /// It has it, whether or not somebody subscribes.
     Taken,
-    /// Not now: quota, or rights that an operator may still grant.
-    NotNow(&'static str),
+    /// Not now, since it has too much to do: no fault of the message.
+    Busy(&'static str),
+    /// Not with the rights that we have; an operator may still grant them.
+    Forbidden(&'static str),
     /// Never.
     Never(&'static str),
 }
@@ -128,4 +130,8 @@ pub struct Allowed {
     pub window: u64,
     /// Bytes of one packet.
     pub packet_bytes: Option<u32>,
+    /// The highest quality of service. At 0 the broker confirms nothing.
+    pub qos: Qos,
+    /// Whether it keeps messages for later subscribers.
+    pub retain: bool,
 }

@@ -16,10 +16,14 @@ use std::{
     time::{Duration, Instant},
 };
 
-use super::message::{Allowed, Letter, Message, Receipt};
+use super::message::{Allowed, Letter, Message, Qos, Receipt};
 
-/// Waits before a message that the broker did not take is tried again; after the last it is given up.
+/// Waits before a message that the broker did not take is tried again. One that it forbids is given up after the last:
+/// behind it, requests wait for their acknowledgement.
 const RETRIES: [Duration; 3] = [Duration::from_millis(500), Duration::from_secs(2), Duration::from_secs(8)];
+/// Between the tries after those, where the broker has too much to do. Its own expiry ends a message, or this.
+const BUSY_RETRY: Duration = Duration::from_secs(30);
+const BUSY_PATIENCE: Duration = Duration::from_secs(600);
 
 /// What a message is, for the question what to do when there are too many.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -39,6 +43,8 @@ pub enum Kind {
 pub enum End {
     /// The broker has it.
     Taken,
+    /// It is on its way to a broker that confirms nothing.
+    Unconfirmed,
     /// Its time was over.
     Expired,
     /// The broker refused it, for good or too often; the reason.
@@ -74,8 +80,9 @@ pub struct Outbox<M = Message> {
 struct Entry<M> {
     kind: Kind,
     message: M,
-    /// Refusals so far.
+    /// Refusals so far, and the first of them.
     refusals: usize,
+    refused_first: Option<Instant>,
     not_before: Option<Instant>,
 }
 
@@ -101,7 +108,7 @@ impl<M: Letter> Outbox<M> {
             return false;
         }
         self.drop_superseded(kind, &message);
-        self.waiting.push_back(Entry { kind, message, refusals: 0, not_before: None });
+        self.waiting.push_back(Entry::new(kind, message));
         true
     }
 
@@ -109,7 +116,7 @@ impl<M: Letter> Outbox<M> {
     pub fn push_first(&mut self, kind: Kind, messages: impl DoubleEndedIterator<Item = M>) {
         for message in messages.rev() {
             self.drop_superseded(kind, &message);
-            self.waiting.push_front(Entry { kind, message, refusals: 0, not_before: None });
+            self.waiting.push_front(Entry::new(kind, message));
         }
     }
 
@@ -153,6 +160,7 @@ impl<M: Letter> Outbox<M> {
             let Some(entry) = self.waiting.remove(at) else { break };
             match limit {
                 Some(limit) => gone.push(entry.gone(End::TooLarge(limit))),
+                None if allowed.qos == Qos::AtMostOnce => gone.push(entry.gone(End::Unconfirmed)),
                 None => {
                     self.flying.push_back(Flight { number: self.next, packet: None, since: now, entry });
                     self.next += 1;
@@ -173,19 +181,18 @@ impl<M: Letter> Outbox<M> {
     pub fn receipt(&mut self, packet: u16, receipt: Receipt, now: Instant) -> Option<Gone<M>> {
         let at = self.flying.iter().position(|flight| flight.packet == Some(packet))?;
         let mut entry = self.flying.remove(at)?.entry;
-        match receipt {
-            Receipt::Taken => Some(entry.gone(End::Taken)),
-            Receipt::Never(reason) => Some(entry.gone(End::Refused(reason))),
-            Receipt::NotNow(reason) => match RETRIES.get(entry.refusals) {
-                None => Some(entry.gone(End::Refused(reason))),
-                Some(wait) => {
-                    entry.refusals += 1;
-                    entry.not_before = Some(now + *wait);
-                    self.wait_again(entry);
-                    None
-                }
-            },
+        let (reason, again) = match receipt {
+            Receipt::Taken => return Some(entry.gone(End::Taken)),
+            Receipt::Never(reason) => (reason, None),
+            Receipt::Busy(reason) => (reason, entry.again(false, now)),
+            Receipt::Forbidden(reason) => (reason, entry.again(true, now)),
+        };
+        if again.is_none() {
+            return Some(entry.gone(End::Refused(reason)));
         }
+        entry.not_before = again;
+        self.wait_again(entry);
+        None
     }
 
     /// Takes out what is of no use any more. What is in flight stays: it may have arrived.
@@ -247,6 +254,22 @@ impl<M: Letter> Outbox<M> {
 }
 
 impl<M> Entry<M> {
+    fn new(kind: Kind, message: M) -> Self {
+        Self { kind, message, refusals: 0, refused_first: None, not_before: None }
+    }
+
+    /// When to try again, after one more refusal; `None`: never.
+    fn again(&mut self, forbidden: bool, now: Instant) -> Option<Instant> {
+        let first = *self.refused_first.get_or_insert(now);
+        let wait = match RETRIES.get(self.refusals) {
+            Some(wait) => *wait,
+            None if forbidden || now.saturating_duration_since(first) >= BUSY_PATIENCE => return None,
+            None => BUSY_RETRY,
+        };
+        self.refusals += 1;
+        Some(now + wait)
+    }
+
     fn gone(self, end: End) -> Gone<M> {
         Gone { kind: self.kind, end, message: self.message }
     }

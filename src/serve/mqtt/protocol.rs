@@ -16,7 +16,7 @@ use std::{
 };
 
 use super::{
-    acks::{Acks, Delivery},
+    acks::{Acks, Delivery, Line},
     message::{Allowed, Letter},
     outbox::{End, Gone, Kind, Outbox},
 };
@@ -168,7 +168,7 @@ impl<R, M: Letter + Clone> Protocol<R, M> {
     pub fn new(seen: Option<Seen>, bounds: Bounds, room: usize) -> Self {
         Self {
             outbox: Outbox::new(room),
-            acks: Acks::default(),
+            acks: Acks::new(Line::Own),
             seen,
             answered: Dedupe::new(bounds),
             recent: VecDeque::new(),

@@ -11,20 +11,19 @@ use futures_util::{StreamExt as _, future::BoxFuture, stream::FuturesUnordered};
 
 use super::{
     Mqtt,
+    acks::{Delivery, Line},
     answers::Answers,
-    codec::Format,
     connection::{self, Event},
     counts::Counts,
     link::{Link, LinkEvent},
-    message::{Allowed, Message, Qos},
+    message::{Allowed, Message},
     outbox::Kind,
     protocol::{Job, Protocol},
-    reply::{self, ReplyTo},
+    reply::ReplyTo,
     topics::Topics,
     trail::Trail,
 };
 use crate::{
-    config::PublishFormat,
     request::{dedupe, seen::Seen},
     status::StatusBoard,
     telemetry::metrics::Metrics,
@@ -33,8 +32,12 @@ use crate::{
 
 mod ending;
 mod intake;
+mod own;
+mod pool;
 mod step;
 
+pub use own::availability_message;
+use pool::Pool;
 use step::advance;
 pub use step::{Accepted, Step};
 
@@ -43,7 +46,8 @@ pub const REMEMBERED: dedupe::Bounds =
     dedupe::Bounds { entries: 4096, bytes: 4 * 1024 * 1024, age: Duration::from_secs(86_400) };
 /// Messages that may wait before status replies and telemetry are dropped.
 const OPTIONAL_ROOM: usize = 256;
-/// A broker that leaves a message without its PUBACK for this long has lost it.
+/// A broker that leaves a message without its PUBACK for so many keep-alives has lost it, and at the latest after this.
+const RECEIPT_KEEP_ALIVES: u32 = 4;
 const RECEIPT_LIMIT: Duration = Duration::from_secs(60);
 
 /// The state.
@@ -55,6 +59,7 @@ pub struct Session<A: Answers> {
     metrics: Arc<Metrics>,
     counts: Counts,
     link: Link,
+    pool: Pool,
     /// What the broker of the present connection allows.
     allowed: Option<Allowed>,
     core: Protocol<Asker, Message>,
@@ -65,6 +70,8 @@ pub struct Session<A: Answers> {
     reported: Option<v1::Mqtt>,
     parted: bool,
     left: bool,
+    /// Requests were left with the broker, which delivers them again on a new connection only.
+    withheld: bool,
 }
 
 /// Who asked, and how they are answered.
@@ -83,10 +90,11 @@ impl<A: Answers> Session<A> {
         metrics: Arc<Metrics>,
         (trail, seen): (Trail, Option<Seen>),
     ) -> Self {
-        let topics = Topics::new(&mqtt.node);
+        let topics = Topics::new(&mqtt.node, mqtt.config.pool.as_deref());
         let counts = mqtt.counts.clone();
         Self {
             link: Link::new(mqtt.settings(&topics), counts.clone()),
+            pool: Pool::new(mqtt.pool_settings(&topics), &counts),
             topics,
             mqtt,
             answers,
@@ -102,6 +110,7 @@ impl<A: Answers> Session<A> {
             reported: None,
             parted: false,
             left: false,
+            withheld: false,
         }
     }
 
@@ -109,6 +118,7 @@ impl<A: Answers> Session<A> {
     pub async fn next(&mut self) -> Happening<A::Ticket> {
         tokio::select! {
             event = self.link.next() => Happening::Link(event),
+            event = self.pool.next() => Happening::Pool(event),
             Some(step) = self.running.next() => Happening::Step(step),
         }
     }
@@ -119,6 +129,7 @@ impl<A: Answers> Session<A> {
         match happening {
             Happening::Link(LinkEvent::Down) => self.down(),
             Happening::Link(LinkEvent::Connection(event)) => self.connection_event(event, now),
+            Happening::Pool(event) => self.pool_event(event, now),
             Happening::Step(step) => self.step(step, now),
         }
     }
@@ -135,8 +146,13 @@ impl<A: Answers> Session<A> {
 
     /// Sends what can be sent.
     pub fn flush(&mut self, now: Instant) {
-        if self.core.outbox.silent_since().is_some_and(|since| now.saturating_duration_since(since) >= RECEIPT_LIMIT) {
-            self.link.give_up(RECEIPT_LIMIT);
+        let limit = self.receipt_limit();
+        if self.core.outbox.silent_since().is_some_and(|since| now.saturating_duration_since(since) >= limit) {
+            self.link.give_up(limit);
+            self.down();
+        }
+        if self.withheld && self.is_up() && self.core.jobs() < self.most_jobs() {
+            self.link.renew();
             self.down();
         }
         loop {
@@ -149,13 +165,18 @@ impl<A: Answers> Session<A> {
         }
         let link = &self.link;
         self.core.acks.release(|packet| link.acknowledge(packet).is_ok());
+        self.pool.release();
         self.report();
     }
 
     /// When [`Self::flush`] is due even if nothing happens.
     pub fn due(&self, now: Instant) -> Option<Instant> {
-        let receipt = self.core.outbox.silent_since().map(|since| since + RECEIPT_LIMIT);
+        let receipt = self.core.outbox.silent_since().map(|since| since + self.receipt_limit());
         self.core.outbox.due(now).into_iter().chain(receipt).min()
+    }
+
+    fn receipt_limit(&self) -> Duration {
+        RECEIPT_LIMIT.min(self.mqtt.config.keep_alive * RECEIPT_KEEP_ALIVES)
     }
 
     /// Whether the broker can be reached.
@@ -176,9 +197,15 @@ impl<A: Answers> Session<A> {
         }
     }
 
+    /// Leaves the requests of the pool to its other boxes.
+    pub fn retire_from_pool(&mut self) {
+        self.pool.retire();
+    }
+
     /// The last word: `stopped`, before everything that still waits.
     pub fn say_farewell(&mut self) {
         self.availability = "stopped";
+        self.pool.leave();
         self.core.outbox.push_first(Kind::Farewell, std::iter::once(self.availability_message()));
     }
 
@@ -198,40 +225,10 @@ impl<A: Answers> Session<A> {
         self.left
     }
 
-    /// Publishes the state where it differs from what was published.
-    pub fn publish_state(&mut self) {
-        let state = published(self.board.get());
-        if self.is_up() && self.published_state.as_ref() != Some(&state) {
-            let message = self.own_message(self.topics.state(), &state, true);
-            self.published_state = Some(state);
-            self.push_latest(message);
-        }
-    }
-
-    /// Publishes a snapshot.
-    pub fn publish_telemetry(&mut self, telemetry: &v1::Telemetry) {
-        let message = self.own_message(self.topics.telemetry(), telemetry, false);
-        if self.mqtt.telemetry.qos == 0 {
-            self.publish_at_once(Message { qos: Qos::AtMostOnce, ..message });
-        } else {
-            self.push_optional(message);
-        }
-    }
-
-    /// Publishes something that has happened; while the broker is away it waits, where there is room.
-    pub fn publish_event(&mut self, event: &v1::Event) {
-        self.push_optional(self.own_message(self.topics.event(), event, false));
-    }
-
-    /// Events that came faster than they could be taken.
-    pub fn lost_events(&self, lost: u64) {
-        self.counts.dropped_messages.inc_by(lost);
-    }
-
     fn connection_event(&mut self, event: Event, now: Instant) {
         match event {
             Event::Up(allowed) => self.up(allowed),
-            Event::Incoming(message) => self.arrive(message, now),
+            Event::Incoming(message) => self.arrive(message, Line::Own, now),
             Event::Sent(packet) => self.core.outbox.sent(packet),
             Event::Receipt(packet, receipt) => {
                 if let Some(gone) = self.core.outbox.receipt(packet, receipt, now) {
@@ -246,18 +243,13 @@ impl<A: Answers> Session<A> {
     fn up(&mut self, allowed: Allowed) {
         self.allowed = Some(allowed);
         self.core.connected(allowed);
-        let state = published(self.board.get());
-        let births = [
-            self.availability_message(),
-            self.own_message(self.topics.info(), &self.mqtt.info(), true),
-            self.own_message(self.topics.state(), &state, true),
-        ];
-        self.published_state = Some(state);
+        let births = self.births();
         self.core.outbox.push_first(Kind::Latest, births.into_iter());
     }
 
     fn down(&mut self) {
         self.allowed = None;
+        self.withheld = false;
         self.core.disconnected();
     }
 
@@ -301,32 +293,15 @@ impl<A: Answers> Session<A> {
                 }
             }
             Step::Cancelled(reply, id, found) => self.push_optional(reply.cancel(id, found, now)),
-            Step::Settled(deliveries) => self.core.settled(deliveries),
+            Step::Settled(deliveries) => self.settled(deliveries),
             Step::Noted(job) => self.core.noted(job),
         }
     }
 
-    fn availability_message(&self) -> Message {
-        availability_message(&self.topics, self.availability)
-    }
-
-    /// Something about ourselves, in the configured form.
-    fn own_message<M: prost::Message + serde::Serialize>(&self, topic: String, body: &M, retain: bool) -> Message {
-        let format = match self.mqtt.telemetry.format {
-            PublishFormat::Json => Format::Json,
-            PublishFormat::Protobuf => Format::Protobuf,
-        };
-        Message {
-            topic,
-            payload: reply::encode(format, body).into(),
-            qos: Qos::AtLeastOnce,
-            retain,
-            content_type: format.content_type(),
-            utf8: format.is_utf8(),
-            correlation: None,
-            user: Vec::new(),
-            expires: None,
-        }
+    /// What these deliveries brought, on either link, is answered, and on record.
+    fn settled(&mut self, deliveries: Vec<Delivery>) {
+        deliveries.iter().for_each(|delivery| self.pool.acks.answered(*delivery));
+        self.core.settled(deliveries);
     }
 
     fn push_latest(&mut self, message: Message) {
@@ -364,29 +339,8 @@ impl<A: Answers> Session<A> {
 pub enum Happening<T> {
     /// On the link to the broker.
     Link(LinkEvent),
+    /// On that of the pool.
+    Pool(LinkEvent),
     /// To a running request.
     Step(Step<T>),
-}
-
-/// The status as it is retained: without what changes with every request.
-fn published(mut status: v1::Status) -> v1::Status {
-    status.queue = None;
-    status.running = None;
-    status.mqtt = Some(v1::Mqtt { state: "connected".into(), outbox: 0 });
-    status
-}
-
-/// The retained word on whether we are there; also the form of the will.
-pub fn availability_message(topics: &Topics, word: &'static str) -> Message {
-    Message {
-        topic: topics.availability(),
-        payload: word.into(),
-        qos: Qos::AtLeastOnce,
-        retain: true,
-        content_type: Format::Text.content_type(),
-        utf8: true,
-        correlation: None,
-        user: Vec::new(),
-        expires: None,
-    }
 }

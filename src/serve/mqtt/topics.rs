@@ -90,17 +90,25 @@ fn is_segment(segment: &str) -> bool {
         && segment != ANONYMOUS
 }
 
-/// The topics of one node.
+/// The topics of one node, and those of its pool, where it is in one.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Topics {
+    base: String,
+    pool: Option<Pool>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Pool {
+    name: String,
     base: String,
 }
 
 impl Topics {
-    /// `node` is a checked node name: `[a-z0-9-]`, and neither `clients` nor `pool`.
+    /// `node` is a checked node name: `[a-z0-9-]`, and neither `clients` nor `pool`; so is `pool`, where each is fine.
     #[must_use]
-    pub fn new(node: &str) -> Self {
-        Self { base: format!("{ROOT}/{node}") }
+    pub fn new(node: &str, pool: Option<&str>) -> Self {
+        let pool = pool.map(|name| Pool { name: name.into(), base: format!("{ROOT}/pool/{name}") });
+        Self { base: format!("{ROOT}/{node}"), pool }
     }
 
     /// Retained: `online`, `draining`, `stopped`, or `offline` by last will.
@@ -136,9 +144,15 @@ impl Topics {
     /// The two filters of an operation: without and with a client segment.
     #[must_use]
     pub fn request_filters(&self, op: Op) -> [String; 2] {
-        let topic = format!("{}/request/{}", self.base, op.as_str());
-        let with_segment = format!("{topic}/+");
-        [topic, with_segment]
+        filters(&self.base, op)
+    }
+
+    /// The filters of the pool, without and with a client segment, as shared subscriptions: the broker gives each
+    /// request to one of the boxes. Empty without a pool.
+    #[must_use]
+    pub fn pool_filters(&self) -> Vec<String> {
+        let shared = |pool: &Pool| filters(&pool.base, Op::Chat).map(|filter| format!("$share/{}/{filter}", pool.name));
+        self.pool.as_ref().map(shared).into_iter().flatten().collect()
     }
 
     /// Where an answer goes that names no response topic of its own.
@@ -154,15 +168,31 @@ impl Topics {
     /// Takes an incoming topic apart; `None` for one that is not a request to this node.
     #[must_use]
     pub fn parse(&self, topic: &str) -> Option<Target> {
-        let rest = topic.strip_prefix(&self.base)?.strip_prefix("/request/")?;
-        let (op, segment) = match rest.split_once('/') {
-            Some((op, segment)) if !segment.contains('/') => (op, Some(segment.to_owned())),
-            Some(_) => return None,
-            None => (rest, None),
-        };
-        let op = Op::ALL.into_iter().find(|known| known.as_str() == op)?;
-        Some(Target { op, segment })
+        parse(&self.base, topic)
     }
+
+    /// Takes an incoming topic apart; `None` for one that is not a request to the pool.
+    #[must_use]
+    pub fn parse_pool(&self, topic: &str) -> Option<Target> {
+        parse(&self.pool.as_ref()?.base, topic).filter(|target| target.op == Op::Chat)
+    }
+}
+
+fn filters(base: &str, op: Op) -> [String; 2] {
+    let topic = format!("{base}/request/{}", op.as_str());
+    let with_segment = format!("{topic}/+");
+    [topic, with_segment]
+}
+
+fn parse(base: &str, topic: &str) -> Option<Target> {
+    let rest = topic.strip_prefix(base)?.strip_prefix("/request/")?;
+    let (op, segment) = match rest.split_once('/') {
+        Some((op, segment)) if !segment.contains('/') => (op, Some(segment.to_owned())),
+        Some(_) => return None,
+        None => (rest, None),
+    };
+    let op = Op::ALL.into_iter().find(|known| known.as_str() == op)?;
+    Some(Target { op, segment })
 }
 
 /// Whether an answer to `target` may be published to the response topic that its request names. Whoever may ask must
@@ -236,7 +266,7 @@ mod tests {
 
     #[test]
     fn request_topics_are_taken_apart() {
-        let topics = Topics::new("edge-7");
+        let topics = Topics::new("edge-7", None);
         assert_eq!(topics.parse("temperd/v1/edge-7/request/chat"), Some(target(None)));
         assert_eq!(topics.parse("temperd/v1/edge-7/request/chat/pump"), Some(target(Some("pump"))));
         for foreign in [
@@ -248,6 +278,28 @@ mod tests {
         ] {
             assert_eq!(topics.parse(foreign), None, "{foreign}");
         }
+    }
+
+    #[test]
+    fn requests_to_the_pool_are_its_own_and_only_chat() {
+        let topics = Topics::new("edge-7", Some("plant"));
+        assert_eq!(
+            topics.pool_filters(),
+            ["$share/plant/temperd/v1/pool/plant/request/chat", "$share/plant/temperd/v1/pool/plant/request/chat/+"]
+        );
+        assert_eq!(topics.parse_pool("temperd/v1/pool/plant/request/chat"), Some(target(None)));
+        assert_eq!(topics.parse_pool("temperd/v1/pool/plant/request/chat/pump"), Some(target(Some("pump"))));
+        for foreign in [
+            "temperd/v1/pool/plant/request/embed",
+            "temperd/v1/pool/plant/request/cancel/pump",
+            "temperd/v1/pool/other/request/chat",
+            "temperd/v1/edge-7/request/chat",
+        ] {
+            assert_eq!(topics.parse_pool(foreign), None, "{foreign}");
+        }
+        assert_eq!(topics.parse("temperd/v1/pool/plant/request/chat"), None);
+        let alone = Topics::new("edge-7", None);
+        assert!(alone.pool_filters().is_empty() && alone.parse_pool("temperd/v1/pool/plant/request/chat").is_none());
     }
 
     #[test]
@@ -322,7 +374,7 @@ mod tests {
 
         #[test]
         fn the_default_response_topic_is_its_own_client(segment in "[a-z0-9.-]{1,20}") {
-            let topics = Topics::new("edge-7");
+            let topics = Topics::new("edge-7", None);
             let asked = target(Some(&segment));
             prop_assert_eq!(check_response(&topics.response(&asked), &asked, &defaults()), Ok(()));
             let [_, filter] = topics.request_filters(Op::Chat);

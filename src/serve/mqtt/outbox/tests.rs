@@ -4,7 +4,7 @@ use proptest::prelude::*;
 use super::*;
 use crate::serve::mqtt::message::Qos;
 
-const ALLOWED: Allowed = Allowed { window: 8, packet_bytes: None };
+const ALLOWED: Allowed = Allowed { window: 8, packet_bytes: None, qos: Qos::AtLeastOnce, retain: true };
 
 fn message(topic: &str) -> Message {
     Message {
@@ -39,7 +39,7 @@ fn offered(outbox: &mut Outbox, now: Instant) -> Vec<String> {
 fn the_window_counts_from_the_oldest_open_message() {
     let now = Instant::now();
     let mut outbox = Outbox::new(10);
-    outbox.connected(Allowed { window: 3, packet_bytes: None });
+    outbox.connected(Allowed { window: 3, ..ALLOWED });
     for job in 0..6 {
         assert!(outbox.push(Kind::Answer(job), message(&job.to_string())));
     }
@@ -75,7 +75,53 @@ fn what_is_not_acknowledged_is_sent_again_in_order_after_the_births() {
 }
 
 #[test]
-fn a_refused_message_is_tried_again_a_few_times() {
+fn what_a_busy_broker_does_not_take_is_tried_again_until_it_expires_or_for_long() {
+    let start = Instant::now();
+    let life = Duration::from_secs(100);
+    for (expires, until) in [(Some(start + life), life), (None, BUSY_PATIENCE)] {
+        let mut now = start;
+        let mut outbox = Outbox::new(10);
+        outbox.connected(ALLOWED);
+        assert!(outbox.push(Kind::Answer(1), Message { expires, ..message("a") }));
+        let mut packet = 0;
+        let end = loop {
+            if let [gone] = outbox.offer(now, size, |_| true).as_slice() {
+                break gone.end;
+            }
+            packet += 1;
+            outbox.sent(packet);
+            if let Some(gone) = outbox.receipt(packet, Receipt::Busy("quota exceeded"), now) {
+                break gone.end;
+            }
+            now = outbox.due(now).expect("it is tried again");
+        };
+        assert_eq!(end, if expires.is_some() { End::Expired } else { End::Refused("quota exceeded") });
+        assert!(now >= start + until && now <= start + until + BUSY_RETRY, "{:?}", now - start);
+        assert!(outbox.is_empty());
+    }
+}
+
+#[test]
+fn a_broker_that_confirms_nothing_is_sent_each_message_once() {
+    let now = Instant::now();
+    let mut outbox = Outbox::new(10);
+    outbox.connected(Allowed { qos: Qos::AtMostOnce, ..ALLOWED });
+    for job in 0..20 {
+        assert!(outbox.push(Kind::Answer(job), message("a")));
+    }
+    // A channel that is full takes the rest later.
+    let mut room = 15;
+    let mut send = |_: &Message| {
+        room -= 1;
+        room >= 0
+    };
+    let gone = outbox.offer(now, size, &mut send);
+    assert!(gone.len() == 15 && gone.iter().all(|gone| gone.end == End::Unconfirmed));
+    assert_eq!((outbox.offer(now, size, |_| true).len(), outbox.len()), (5, 0));
+}
+
+#[test]
+fn a_forbidden_message_is_tried_again_a_few_times() {
     let mut now = Instant::now();
     let mut outbox = Outbox::new(10);
     outbox.connected(ALLOWED);
@@ -83,15 +129,15 @@ fn a_refused_message_is_tried_again_a_few_times() {
     for (packet, wait) in (1..).zip(RETRIES) {
         assert_eq!(offered(&mut outbox, now), ["a"]);
         outbox.sent(packet);
-        assert_eq!(outbox.receipt(packet, Receipt::NotNow("quota exceeded"), now), None);
+        assert_eq!(outbox.receipt(packet, Receipt::Forbidden("not authorized"), now), None);
         assert_eq!(offered(&mut outbox, now), Vec::<String>::new());
         assert_eq!(outbox.due(now), Some(now + wait));
         now += wait;
     }
     offered(&mut outbox, now);
     outbox.sent(9);
-    let gone = outbox.receipt(9, Receipt::NotNow("quota exceeded"), now).unwrap();
-    assert_eq!(gone.end, End::Refused("quota exceeded"));
+    let gone = outbox.receipt(9, Receipt::Forbidden("not authorized"), now).unwrap();
+    assert_eq!(gone.end, End::Refused("not authorized"));
     assert!(outbox.is_empty());
 }
 
@@ -99,7 +145,7 @@ fn a_refused_message_is_tried_again_a_few_times() {
 fn a_message_beyond_the_brokers_limit_is_never_sent() {
     let now = Instant::now();
     let mut outbox = Outbox::new(10);
-    outbox.connected(Allowed { window: 8, packet_bytes: Some(5) });
+    outbox.connected(Allowed { packet_bytes: Some(5), ..ALLOWED });
     assert!(outbox.push(Kind::Answer(1), message("a")));
     let gone = outbox.offer(now, size, |_| panic!("it is too large"));
     assert_eq!((gone[0].kind, gone[0].end), (Kind::Answer(1), End::TooLarge(5)));
@@ -150,7 +196,7 @@ proptest! {
     fn no_answer_is_lost(steps in prop::collection::vec((0u8..5, any::<prop::sample::Index>()), 1..300), window in 1u64..9) {
         let mut now = Instant::now();
         let mut outbox = Outbox::new(0);
-        let allowed = Allowed { window, packet_bytes: None };
+        let allowed = Allowed { window, ..ALLOWED };
         outbox.connected(allowed);
         let mut open: Vec<u16> = Vec::new();
         let (mut packet, mut pushed, mut left) = (0u16, 0u64, Vec::new());
@@ -173,7 +219,7 @@ proptest! {
                 }
                 2 | 3 if !open.is_empty() => {
                     let packet = open.remove(index.index(open.len()));
-                    let receipt = if what == 2 { Receipt::Taken } else { Receipt::NotNow("busy") };
+                    let receipt = if what == 2 { Receipt::Taken } else { Receipt::Busy("busy") };
                     left.extend(outbox.receipt(packet, receipt, now).map(|gone| gone.kind));
                 }
                 4 => {

@@ -9,7 +9,7 @@ use crate::{
         dedupe::Mark,
         seen::{BoxKey, POISON, record::KEY_BYTES},
     },
-    serve::mqtt::message::Receipt,
+    serve::mqtt::message::{Qos, Receipt},
 };
 
 const REMEMBERED: Bounds = Bounds { entries: 4, bytes: 100, age: Duration::from_secs(60) };
@@ -53,7 +53,7 @@ impl Rig {
         let bounds = seen::Bounds { entries: 4, age: 60 };
         let seen = Seen::restore(BoxKey::new([7; KEY_BYTES]), bounds, disk.clone(), now().unix);
         let mut core = Protocol::new(Some(seen), REMEMBERED, 4);
-        core.connected(Allowed { window: 8, packet_bytes: None });
+        core.connected(Allowed { window: 8, packet_bytes: None, qos: Qos::AtLeastOnce, retain: true });
         Self { core, disk, packet: 0 }
     }
 
@@ -168,7 +168,7 @@ fn words_that_were_answered_are_a_new_question_also_where_the_broker_sends_them_
         rig.core.settled(settlement.deliveries);
     }
     rig.core.disconnected();
-    rig.core.connected(Allowed { window: 8, packet_bytes: None });
+    rig.core.connected(Allowed { window: 8, packet_bytes: None, qos: Qos::AtLeastOnce, retain: true });
     // Both acknowledgements were lost with the connection, and so was a third request on its way here.
     for packet in 1..3 {
         let taken = rig.take(&asked(words, true), packet);

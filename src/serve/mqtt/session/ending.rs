@@ -35,6 +35,10 @@ impl<A: Answers> Session<A> {
         let topic = gone.message.topic.as_str();
         match gone.end {
             End::Taken => {}
+            // The log says so when the connection comes up.
+            End::Unconfirmed => {
+                self.counts.unconfirmed_messages.inc();
+            }
             End::Expired => {
                 self.counts.expired_messages.inc();
                 log::warn!(target: "temperd::mqtt", topic; "message expired before the broker took it");
@@ -82,7 +86,7 @@ impl<A: Answers> Session<A> {
         let Settlement { note, deliveries } = settlement;
         let written = self.trail.write(note, self.core.seen(), now);
         if written.is_here() {
-            self.core.settled(deliveries);
+            self.settled(deliveries);
         } else {
             self.running.push(Box::pin(async move {
                 written.wait().await;

@@ -15,7 +15,7 @@ use crate::{
         dedupe::{Fingerprint, Key, Mark},
     },
     serve::mqtt::{
-        acks::Delivery,
+        acks::{Delivery, Line},
         answers::Answers,
         codec::{self, Format, Rejected, Rules},
         message::{Incoming, Message},
@@ -27,16 +27,36 @@ use crate::{
 };
 
 impl<A: Answers> Session<A> {
-    pub(super) fn arrive(&mut self, message: Incoming, now: Instant) {
-        let target = self.topics.parse(&message.topic).filter(|_| !message.retained);
-        if target.as_ref().is_some_and(|target| target.op.is_job()) && self.is_overrun(message.packet.is_some()) {
+    pub(super) fn arrive(&mut self, message: Incoming, line: Line, now: Instant) {
+        let target = match line {
+            Line::Own => self.topics.parse(&message.topic),
+            Line::Pool => self.topics.parse_pool(&message.topic),
+        }
+        .filter(|_| !message.retained);
+        let is_job = target.as_ref().is_some_and(|target| target.op.is_job());
+        let overrun = is_job && self.is_overrun(message.packet.is_some());
+        if overrun && line == Line::Own {
             // Not acknowledged: at QoS 1 the broker delivers it again on the next connection.
+            self.withheld |= message.packet.is_some();
             self.ignore("more requests than this connection may hold");
             return;
         }
-        let delivery = message.packet.map(|packet| self.core.acks.arrived(packet));
-        let Some(target) = target else {
-            self.ignore("retained, or not a request topic of this node");
+        let acks = match line {
+            Line::Own => &mut self.core.acks,
+            Line::Pool => &mut self.pool.acks,
+        };
+        let delivery = message.packet.map(|packet| acks.arrived(packet));
+        let passed_over = match &target {
+            None => Some("retained, or not a request topic of this node"),
+            // The client asks again, and the next box answers.
+            Some(_) if overrun => Some("more requests than can be held"),
+            Some(_) if line == Line::Pool && message.response_topic.as_ref().is_none_or(String::is_empty) => {
+                Some("a request to the pool without a response topic: nobody can be answered")
+            }
+            Some(_) => None,
+        };
+        let Some(target) = target.filter(|_| passed_over.is_none()) else {
+            self.ignore(passed_over.unwrap_or_default());
             self.acknowledge(delivery);
             return;
         };
@@ -56,6 +76,10 @@ impl<A: Answers> Session<A> {
         let rules = Rules { bounds: &self.mqtt.bounds, raw_prompt: self.mqtt.config.raw_prompt, node: &self.mqtt.node };
         let asked = match (allowed, known) {
             (Err(error), _) => Err(error),
+            (Ok(()), _) if line == Line::Pool && message.expiry.is_none() => Err(RequestError::invalid(
+                "message expiry",
+                "must be given in a request to a pool: how long it is worth an answer, by whichever box",
+            )),
             (Ok(()), false) => Err(RequestError::invalid(
                 "content type",
                 format_args!("must be one of {} or absent", Format::CONTENT_TYPES.join(", ")),
@@ -198,7 +222,7 @@ impl<A: Answers> Session<A> {
 
     fn acknowledge(&mut self, delivery: Option<Delivery>) {
         if let Some(delivery) = delivery {
-            self.core.acks.answered(delivery);
+            self.settled(vec![delivery]);
         }
     }
 
@@ -209,7 +233,7 @@ impl<A: Answers> Session<A> {
         self.core.jobs() >= self.most_jobs() * share
     }
 
-    fn most_jobs(&self) -> usize {
+    pub(super) fn most_jobs(&self) -> usize {
         usize::from(self.mqtt.receive_maximum())
     }
 

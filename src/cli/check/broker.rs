@@ -9,7 +9,7 @@ use rumqttc::{
         AsyncClient, ConnectionError, Event, EventLoop, MqttOptions,
         mqttbytes::{
             QoS,
-            v5::{ConnectReturnCode, Packet},
+            v5::{ConnAck, ConnectReturnCode, Filter, Packet},
         },
     },
 };
@@ -22,10 +22,13 @@ use crate::{config::Mqtt, serve::mqtt::tls};
 const THING: &str = "broker";
 /// For all of it: name, TCP, TLS, MQTT.
 const PATIENCE: Duration = Duration::from_secs(5);
-/// For the version, which many brokers do not tell.
-const VERSION_PATIENCE: Duration = Duration::from_secs(1);
-/// mosquitto tells its version here, as a retained message.
+/// For what many brokers do not tell.
+const TOLD_PATIENCE: Duration = Duration::from_secs(1);
+/// mosquitto tells these here, as retained messages: its version, and how many messages it has dropped since its start.
 const VERSION_TOPIC: &str = "$SYS/broker/version";
+const DROPPED_TOPIC: &str = "$SYS/broker/publish/messages/dropped";
+/// How the version of a mosquitto begins.
+const MOSQUITTO: &str = "mosquitto version ";
 /// rumqttc's own limit would end the connection at any larger retained message.
 const PACKET_BYTES: u32 = 1024 * 1024;
 
@@ -41,9 +44,13 @@ pub(super) async fn look(mqtt: &Mqtt) -> Vec<Finding> {
     let (client, mut events) = AsyncClient::new(options, 4);
     let shown = address(mqtt);
     match time::timeout(PATIENCE, connected(&mut events)).await {
-        Ok(Ok(())) => {
+        Ok(Ok(ack)) => {
             findings.push(Finding::ok(THING, format!("{shown} takes the connection")));
-            findings.extend(version(&client, &mut events).await.as_deref().and_then(known_faults));
+            findings.extend(limits(&ack, mqtt));
+            let told = told(&client, &mut events).await;
+            findings.extend(told.version.as_deref().and_then(known_faults));
+            findings.push(queue(&told));
+            findings.extend(mqtt.pool.as_deref().map(|pool| pooled(pool, &told)));
             leave(&client, &mut events).await;
         }
         Ok(Err(error)) => findings.push(Finding::problem(THING, format!("{shown}: {}", remedy(&error)))),
@@ -97,29 +104,99 @@ fn exposed(password_file: &Path) -> Option<Finding> {
     (mode & 0o004 != 0).then(|| Finding::warn("password", format!("every user may read {shown}; `chmod 640 {shown}`")))
 }
 
-async fn connected(events: &mut EventLoop) -> Result<(), ConnectionError> {
+async fn connected(events: &mut EventLoop) -> Result<ConnAck, ConnectionError> {
     loop {
-        if let Event::Incoming(Packet::ConnAck(_)) = events.poll().await? {
-            return Ok(());
+        if let Event::Incoming(Packet::ConnAck(ack)) = events.poll().await? {
+            return Ok(ack);
         }
     }
 }
 
-/// What the broker says it is, where it does.
-async fn version(client: &AsyncClient, events: &mut EventLoop) -> Option<String> {
-    client.try_subscribe(VERSION_TOPIC, QoS::AtMostOnce).ok()?;
-    let told = async {
-        loop {
+/// What the broker does not do that temperd would make use of.
+fn limits(ack: &ConnAck, mqtt: &Mqtt) -> Vec<Finding> {
+    let Some(limits) = &ack.properties else { return Vec::new() };
+    let mut findings = Vec::new();
+    if limits.max_qos == Some(0) {
+        let text = "it takes QoS 0 only and confirms nothing: requests and answers may be lost; allow QoS 1 there";
+        findings.push(Finding::warn(THING, text));
+    }
+    if limits.retain_available == Some(0) {
+        let text = "it retains no messages: whoever subscribes later sees no availability, info and state";
+        findings.push(Finding::warn(THING, text));
+    }
+    if let Some(bytes) = limits.max_packet_size {
+        let text = format!("it takes packets of {bytes} bytes; a longer answer becomes `payload_too_large`");
+        findings.push(Finding::ok(THING, text));
+    }
+    if mqtt.pool.is_some() && limits.shared_subscription_available == Some(0) {
+        let text =
+            "it has no shared subscriptions, which `mqtt.pool` needs; allow them there, or leave `mqtt.pool` out";
+        findings.push(Finding::problem(THING, text));
+    }
+    findings
+}
+
+/// What a broker says of itself.
+#[derive(Debug, Default)]
+struct Told {
+    version: Option<String>,
+    /// Messages, since its start.
+    dropped: Option<u64>,
+}
+
+async fn told(client: &AsyncClient, events: &mut EventLoop) -> Told {
+    let mut told = Told::default();
+    let filters = [VERSION_TOPIC, DROPPED_TOPIC].map(|topic| Filter::new(topic, QoS::AtMostOnce));
+    if client.try_subscribe_many(filters).is_err() {
+        return told;
+    }
+    let listening = async {
+        while told.version.is_none() || told.dropped.is_none() {
             match events.poll().await {
-                Ok(Event::Incoming(Packet::Publish(message))) if message.topic == VERSION_TOPIC.as_bytes() => {
-                    return String::from_utf8(message.payload.into()).ok();
+                Ok(Event::Incoming(Packet::Publish(message))) => {
+                    let Ok(text) = String::from_utf8(message.payload.into()) else { continue };
+                    if message.topic == VERSION_TOPIC.as_bytes() {
+                        told.version = Some(text);
+                    } else if message.topic == DROPPED_TOPIC.as_bytes() {
+                        told.dropped = text.trim().parse().ok();
+                    }
                 }
                 Ok(_) => {}
-                Err(_) => return None,
+                Err(_) => return,
             }
         }
     };
-    time::timeout(VERSION_PATIENCE, told).await.ok().flatten()
+    // Late or never: what has come counts.
+    let _ = time::timeout(TOLD_PATIENCE, listening).await;
+    told
+}
+
+/// What becomes of requests while temperd is away, or has as many as it takes.
+fn queue(told: &Told) -> Finding {
+    if !told.version.as_deref().is_some_and(|version| version.starts_with(MOSQUITTO)) {
+        let text = "requests wait there while temperd is away, up to the broker's own limit; what exceeds it is lost, and \
+                    temperd never hears of it";
+        return Finding::ok(THING, text);
+    }
+    let text = "mosquitto keeps `max_queued_messages` requests (1000 by default) for temperd while that is away, and beyond \
+                those that temperd has taken and not answered yet; what exceeds it is dropped without a word to the sender";
+    match told.dropped {
+        Some(0) => Finding::ok(THING, format!("{text}; none was since it started")),
+        Some(dropped) => Finding::warn(
+            THING,
+            format!("{text}; {dropped} were, of all clients' messages, since it started: raise it"),
+        ),
+        None => Finding::ok(THING, text),
+    }
+}
+
+/// What a pool on this broker is worth.
+fn pooled(pool: &str, told: &Told) -> Finding {
+    let lost = match told.version.as_deref() {
+        Some(version) if version.starts_with(MOSQUITTO) => "mosquitto loses the requests of a box that dies",
+        _ => "the requests of a box that dies may be lost",
+    };
+    Finding::ok("pool", format!("{pool}: {lost}, so a client has to ask again; docs/pool.md says how"))
 }
 
 /// Says goodbye; a broker that does not listen notices that we have gone.
@@ -135,7 +212,7 @@ async fn leave(client: &AsyncClient, events: &mut EventLoop) {
         }
     };
     // Late or not, this is the end.
-    let _ = time::timeout(VERSION_PATIENCE, said).await;
+    let _ = time::timeout(TOLD_PATIENCE, said).await;
 }
 
 fn remedy(error: &ConnectionError) -> String {
@@ -160,7 +237,7 @@ fn remedy(error: &ConnectionError) -> String {
 
 /// What is known to go wrong with this version, and what every mosquitto has to be told.
 fn known_faults(version: &str) -> Option<Finding> {
-    let number = version.strip_prefix("mosquitto version ")?.trim();
+    let number = version.strip_prefix(MOSQUITTO)?.trim();
     let mut parts = number.split('.').map_while(|part| part.parse::<u32>().ok());
     if let (Some(2), Some(0), Some(12..=18)) = (parts.next(), parts.next(), parts.next()) {
         return Some(Finding::warn(
@@ -194,6 +271,16 @@ mod tests {
         assert_eq!(grade("mosquitto version 2.1.15"), Some(Grade::Ok));
         assert_eq!(grade("mosquitto version next"), Some(Grade::Ok));
         assert_eq!(grade("other broker 1.0"), None);
+    }
+
+    #[test]
+    fn what_a_broker_drops_is_warned_of() {
+        let told = |dropped| Told { version: Some("mosquitto version 2.0.11".into()), dropped };
+        for (dropped, grade) in [(None, Grade::Ok), (Some(0), Grade::Ok), (Some(3), Grade::Warn)] {
+            let finding = queue(&told(dropped));
+            assert!(finding.grade == grade && finding.text.contains("max_queued_messages"), "{finding}");
+        }
+        assert_eq!(queue(&Told::default()).grade, Grade::Ok);
     }
 
     #[test]

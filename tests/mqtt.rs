@@ -2,11 +2,12 @@
 
 mod support;
 
-use std::{collections::HashMap, process::Stdio};
+use std::{collections::HashMap, process::Stdio, time::Duration};
 
+use rumqttc::v5::mqttbytes::v5::PublishProperties;
 use serde_json::{Value, json};
 use support::{
-    daemon::{Daemon, PATIENCE},
+    daemon::{self, Daemon, PATIENCE},
     http,
     mosquitto::{Device, Mosquitto, binary},
 };
@@ -153,4 +154,59 @@ async fn the_daemon_starts_before_its_broker_and_survives_its_restart() {
     daemon.signal(rustix::process::Signal::TERM);
     device.wait_for("temperd/v1/test/availability", "stopped").await;
     assert!(daemon.ended().await.success());
+}
+
+async fn of_pool(broker: &Mosquitto, node: &str) -> Daemon {
+    let daemon = Daemon::ready(&toml(broker, &format!("node = \"{node}\"\npool = \"plant\""))).await;
+    let connected = async {
+        loop {
+            let (_, metrics) = http::get(&daemon.socket, "/metrics").await;
+            if metrics.as_str().expect("text").contains("temperd_mqtt_connections_total 2") {
+                return;
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    tokio::time::timeout(PATIENCE, connected).await.expect("it is connected for itself and for the pool");
+    daemon
+}
+
+/// What it had is lost with it, as mosquitto does it: whoever asks again is answered by the other.
+#[tokio::test]
+async fn of_two_boxes_in_a_pool_one_is_killed_and_all_who_ask_again_are_answered() {
+    let broker = Mosquitto::start();
+    let (mut dying, _living) = tokio::join!(of_pool(&broker, "dying"), of_pool(&broker, "living"));
+    let mut device = Device::connect(broker.port(), "pump", None).await;
+    device.subscribe("temperd/v1/clients/pump/answers").await;
+    let ask = async |device: &mut Device, mark: &str| {
+        let properties = PublishProperties {
+            message_expiry_interval: Some(120),
+            response_topic: Some("temperd/v1/clients/pump/answers".into()),
+            correlation_data: Some(mark.to_owned().into()),
+            ..PublishProperties::default()
+        };
+        let payload = question(mark, &json!({"max_tokens": 200, "logit_bias": {"2": -100, "0": -100}}));
+        device.publish("temperd/v1/pool/plant/request/chat/pump", payload, properties).await;
+    };
+    let mut open = vec!["1", "2", "3", "4"];
+    for mark in &open {
+        ask(&mut device, mark).await;
+    }
+    daemon::until(&dying, "running", |status| status["running"].as_u64() > Some(0)).await;
+    dying.kill().await;
+    let all = async {
+        while !open.is_empty() {
+            let Ok(message) = tokio::time::timeout(Duration::from_secs(2), device.next()).await else {
+                for mark in &open {
+                    ask(&mut device, mark).await;
+                }
+                continue;
+            };
+            let answer: Value = serde_json::from_slice(&message.payload).expect("JSON");
+            assert_eq!((answer["outcome"].as_str(), answer["node"].as_str()), (Some("completed"), Some("living")));
+            let mark = message.properties.and_then(|properties| properties.correlation_data).expect("a mark");
+            open.retain(|open| open.as_bytes() != mark);
+        }
+    };
+    tokio::time::timeout(PATIENCE, all).await.expect("each is answered");
 }

@@ -7,12 +7,12 @@ mod mosquitto;
 #[path = "support/node.rs"]
 mod node;
 
-use std::{fs, path::Path, process::Command};
+use std::{fs, path::Path, process::Command, time::Duration};
 
 use mosquitto::{Device, Mosquitto};
 use node::{NODE, Node, settings};
 use rumqttc::v5::mqttbytes::v5::PublishProperties;
-use temperd::{request::Client, serve::mqtt::Mqtt};
+use temperd::{config, request::Client, serve::mqtt::Mqtt};
 
 fn topic(rest: &str) -> String {
     format!("temperd/v1/{NODE}/{rest}")
@@ -99,6 +99,32 @@ async fn a_device_reads_its_own_answers_and_nobody_elses() {
     assert!(to_b.iter().all(|message| message.payload == "to B"), "{to_b:?}");
     assert!(a.pending().iter().all(|message| message.payload.starts_with(b"to A")));
     assert!(node.submitted.try_recv().is_err(), "nothing else was asked");
+}
+
+#[tokio::test]
+async fn a_pool_is_asked_under_ones_own_name_only() {
+    let broker = broker();
+    let mqtt = node_settings(&broker);
+    let config = config::Mqtt { pool: Some("plant".into()), ..mqtt.config };
+    let mut node = Node::up(Mqtt { config, ..mqtt }).await;
+    mosquitto::within("connection for the pool", async {
+        while node.counts.connections.get() < 2 {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    })
+    .await;
+    let mut a = Device::connect(broker.port(), "a", Some(("a", "a"))).await;
+    let own = "temperd/v1/clients/a/answers";
+    a.subscribe(own).await;
+    let wanted = || PublishProperties { message_expiry_interval: Some(60), ..answer_to(own) };
+    a.publish("temperd/v1/pool/plant/request/chat/b", "as another", wanted()).await;
+    a.publish("temperd/v1/pool/plant/request/chat", "as nobody", wanted()).await;
+    a.publish("temperd/v1/pool/plant/request/chat/a", "as myself", wanted()).await;
+    let asked = node.next().await;
+    assert_eq!(asked.request.client, Client::mqtt(Some("a")));
+    asked.answer("to A").await;
+    assert_eq!(a.next_on(own).await.payload, "to A");
+    assert!(node.submitted.try_recv().is_err(), "the others got through");
 }
 
 #[tokio::test]

@@ -146,6 +146,7 @@ impl Daemon {
     ) -> Self {
         let config = folder.path().join("config.toml");
         fs::write(&config, with_one_thread(toml)).expect("written");
+        let names_its_node = toml.lines().any(|line| line.starts_with("node = "));
         let mut child = command
             .arg("--config")
             .arg(&config)
@@ -153,8 +154,7 @@ impl Daemon {
             .arg(model)
             .arg("--socket")
             .arg(&socket)
-            .arg("--node")
-            .arg("test")
+            .args(if names_its_node { &[][..] } else { &["--node", "test"] })
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
             .stderr(fs::File::create(&log).expect("a log file"))

@@ -11,8 +11,14 @@ pub fn holds(data: &[u8]) {
     let mut lines = text.split('\n');
     let (Some(request), Some(response)) = (lines.next(), lines.next()) else { return };
     let allowed: Vec<String> = lines.map(str::to_owned).collect();
-    let node = Topics::new("edge-7");
+    let node = Topics::new("edge-7", Some("plant"));
     let target = node.parse(request);
+    if node.parse_pool(request).is_some() {
+        assert!(target.is_none(), "it is the pool's or the node's");
+        let filters = node.pool_filters();
+        let mut filters = filters.iter().filter_map(|one| one.strip_prefix("$share/plant/"));
+        assert!(filters.any(|one| filter::matches(one, request)), "what is subscribed to covers it");
+    }
     if let Some(target) = &target {
         let tail = target.segment.as_ref().map(|segment| format!("/{segment}")).unwrap_or_default();
         let whole = format!("temperd/v1/edge-7/request/{}{tail}", target.op.as_str());

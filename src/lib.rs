@@ -17,6 +17,7 @@
 //! | [`dispatch`] | every request from admission to its one outcome | knows a way in |
 //! | [`status`] | the status in force, for everyone to read | |
 //! | [`serve`] | the ways in: Unix socket (HTTP, gRPC) and MQTT | holds request state of its own beyond a connection |
+//! | [`backoff`] | waits before something is tried again: pure | |
 //! | [`units`] | numbers with their unit, where several parts share it | |
 //! | [`telemetry`] | metrics and what is published | holds any text |
 //! | [`daemon`] | start and shutdown order, signals | anything else |
@@ -24,6 +25,7 @@
 
 #![forbid(unsafe_code)]
 
+pub mod backoff;
 pub mod board;
 pub mod chat;
 pub mod cli;

@@ -11,6 +11,7 @@ use std::{
 };
 
 use anyhow::{Context, Result};
+use temperd::engine::kernel;
 
 /// Two reads of procfs, some 50 us: 1 % of a core.
 const EVERY: Duration = Duration::from_millis(5);
@@ -70,8 +71,8 @@ impl Drop for Watch {
 }
 
 fn look(engine: u32) -> Result<Look> {
-    let status = fs::read_to_string(format!("/proc/{engine}/status"))?;
-    Ok(Look { available: available()?, anonymous: kib(&status, "RssAnon:")?, at: Instant::now() })
+    let anonymous = kernel::anonymous(engine).context("RssAnon of the engine")?.0;
+    Ok(Look { available: available()?, anonymous, at: Instant::now() })
 }
 
 /// What is available to a new program.

@@ -2,40 +2,41 @@
 
 use std::time::Duration;
 
+use crate::backoff;
+
 /// After the second end in a row. After the first there is nothing to wait for: one may be chance, and streams wait.
 const FIRST: Duration = Duration::from_millis(250);
 const LONGEST: Duration = Duration::from_secs(30);
 /// An engine that was ready for this long was a good one: its end is the first again.
 const STEADY: Duration = Duration::from_secs(60);
 
-/// Doubling waits, half of each random: several boxes that lack the same memory or file at one time do not all try at once.
-#[derive(Debug, Default)]
-pub struct Backoff {
-    ends: u32,
+/// Doubling waits, but for the first.
+#[derive(Debug)]
+pub struct Backoff(backoff::Backoff);
+
+impl Default for Backoff {
+    fn default() -> Self {
+        // The wait that would come before [`FIRST`] is none.
+        Self(backoff::Backoff::new(FIRST / 2, LONGEST, STEADY))
+    }
 }
 
 impl Backoff {
     /// The wait after the end of an engine that had been ready for so long (`None`: never). `random` is from 0 to 1.
     pub fn after(&mut self, ready_for: Option<Duration>, random: f64) -> Duration {
-        if ready_for.is_some_and(|ready_for| ready_for >= STEADY) {
-            self.ends = 0;
-        }
-        let ends = self.ends;
-        self.ends = ends.saturating_add(1);
-        let Some(doubled) = ends.checked_sub(1) else { return Duration::ZERO };
-        let ceiling = FIRST.saturating_mul(1 << doubled.min(7)).min(LONGEST);
-        ceiling.mul_f64(0.5 + random.clamp(0.0, 1.0) / 2.0)
+        let wait = self.0.after(ready_for, random);
+        if self.0.ends() == 1 { Duration::ZERO } else { wait }
     }
 
     /// Engines that ended in a row.
     #[must_use]
     pub fn ends(&self) -> u32 {
-        self.ends
+        self.0.ends()
     }
 
     /// Another load, or another file: what was before says nothing of it.
     pub fn anew(&mut self) {
-        self.ends = 0;
+        self.0.anew();
     }
 }
 

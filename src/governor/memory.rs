@@ -85,8 +85,6 @@ struct View<'a> {
     full: OperatingPoint,
     limits: &'a Limits,
     now: Duration,
-    /// How much it will have fallen when a step has had its effect.
-    fall: Bytes,
     /// Bytes per second of the last two falls, and seconds of the last.
     falls: [f64; 2],
     seconds: f64,
@@ -104,8 +102,12 @@ impl View<'_> {
         if self.strained { self.limits.reserve + self.limits.hysteresis() } else { self.limits.reserve }
     }
 
-    /// [`View::fall`] where so much of the last one was the engine's copy, which would count twice else: as memory that is
-    /// gone, and as a fall that goes on.
+    /// How much it will have fallen when a step has had its effect.
+    fn fall(&self) -> Bytes {
+        self.fall_without(Bytes(0))
+    }
+
+    /// The same where so much of it was the engine's copy, which would else count twice: as gone, and as falling on.
     fn fall_without(&self, copy: Bytes) -> Bytes {
         let [before, last] = self.falls;
         ahead(before, last - copy.0 as f64 / self.seconds)
@@ -163,12 +165,11 @@ impl MemoryLadder {
             falls = [before.fall, (before.available - memory.available).0 as f64 / seconds];
             swapping = memory.major_faults > 0 && swap_free < before.swap_free;
         }
-        let [before, fall] = falls;
+        let fall = falls[1];
         self.before = Some(Before { at: input.now, available: memory.available, swap_free, fall });
         let low_swap = memory.swap.is_some_and(|(free, all)| all > Bytes(0) && free <= all.percent(LOW_SWAP_PERCENT));
         let strained = memory.alloc_stalls > 0 || swapping || low_swap;
-        let fall = ahead(before, fall);
-        View { memory, engine: &input.engine, full, limits, now: input.now, fall, falls, seconds, strained }
+        View { memory, engine: &input.engine, full, limits, now: input.now, falls, seconds, strained }
     }
 
     fn descend(&mut self, view: &View<'_>) {
@@ -241,7 +242,7 @@ impl MemoryLadder {
                         Why::NoRoomToSave { needs: to_save(view) }
                     }
                     _ if frees == before => Why::NoGain,
-                    _ if view.memory.available + frees - view.fall >= view.line() => {
+                    _ if view.memory.available + frees - view.fall() >= view.line() => {
                         return (Some((position, cache)), skipped, layers && passes_layers(ladder, position));
                     }
                     _ => Why::NotEnough { frees },
@@ -258,8 +259,8 @@ impl MemoryLadder {
     fn sinks(&self, view: &View<'_>) -> bool {
         let waited = |since| view.now.saturating_sub(since) >= HOLD_HELPS;
         let held = view.ladder().has(self.at, Step::Hold);
-        let coming = view.memory.available + self.frees(self.at, self.cache, self.layers, view) - view.fall;
-        let falls = view.fall > Bytes(0) && coming < view.limits.critical;
+        let coming = view.memory.available + self.frees(self.at, self.cache, self.layers, view) - view.fall();
+        let falls = view.fall() > Bytes(0) && coming < view.limits.critical;
         self.critical.is_some_and(|since| waited(since) || !held) || (held && falls)
     }
 

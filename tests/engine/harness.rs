@@ -11,7 +11,7 @@ use std::{
 };
 
 use temperd::{
-    engine::frames,
+    engine::{frames, kernel},
     wire::engine::{
         Embedded, FromEngine, Heartbeat, Hello, Load, LoadFailed, Log, Measured, Operate, Ready, Sampling, Saved,
         Segment, SequenceOutput, Start, Stop, ToEngine, TokenInfo, Tokenise, Tokenised, Vocabulary, from_engine,
@@ -253,9 +253,7 @@ impl Engine {
 
     /// Anonymous memory of the engine, in bytes.
     pub fn anonymous(&self) -> u64 {
-        let status = std::fs::read_to_string(format!("/proc/{}/status", self.process.id())).expect("it lives");
-        let line = status.lines().find_map(|line| line.strip_prefix("RssAnon:")).expect("Linux has it");
-        line.trim().trim_end_matches(" kB").parse::<u64>().expect("a number") * 1024
+        kernel::anonymous(self.process.id()).expect("it lives").0
     }
 
     pub fn tokenise(&mut self, text: &str, special: bool) -> Vec<u32> {

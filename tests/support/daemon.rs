@@ -184,9 +184,7 @@ impl Daemon {
 
     /// Bytes of its own memory that are in use, without those of files.
     pub fn anonymous_bytes(&self) -> u64 {
-        let status = fs::read_to_string(format!("/proc/{}/status", self.pid())).expect("it lives");
-        let line = status.lines().find_map(|line| line.strip_prefix("RssAnon:")).expect("Linux has it");
-        line.trim().trim_end_matches(" kB").parse::<u64>().expect("a number") * 1024
+        temperd::engine::kernel::anonymous(self.pid()).expect("it lives").0
     }
 
     /// The engine: the daemon's only child.

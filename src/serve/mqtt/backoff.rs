@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use crate::backoff;
+
 const FIRST: Duration = Duration::from_millis(500);
 const LONGEST: Duration = Duration::from_secs(30);
 /// After another client took the session: two clients of one id that both come back at once would throw each other out
@@ -10,21 +12,20 @@ const TAKEN_OVER: Duration = Duration::from_secs(10);
 /// A connection that lived this long was a good one: the next loss starts from the beginning.
 pub const GOOD: Duration = Duration::from_secs(10);
 
-/// Doubling waits, half of each random, so that a fleet does not return to its broker at one instant.
-#[derive(Debug, Default)]
-pub struct Backoff {
-    failures: u32,
+/// Doubling waits, and a longer one after the session was taken.
+#[derive(Debug)]
+pub struct Backoff(backoff::Backoff);
+
+impl Default for Backoff {
+    fn default() -> Self {
+        Self(backoff::Backoff::new(FIRST, LONGEST, GOOD))
+    }
 }
 
 impl Backoff {
     /// The wait after a connection that was up for `lived` (`None`: never came up). `random` is from 0 to 1.
     pub fn after(&mut self, lived: Option<Duration>, taken_over: bool, random: f64) -> Duration {
-        if lived.is_some_and(|lived| lived >= GOOD) {
-            self.failures = 0;
-        }
-        let ceiling = FIRST.saturating_mul(1 << self.failures.min(6)).min(LONGEST);
-        self.failures = self.failures.saturating_add(1);
-        let wait = ceiling.mul_f64(0.5 + random.clamp(0.0, 1.0) / 2.0);
+        let wait = self.0.after(lived, random);
         if taken_over { wait + TAKEN_OVER } else { wait }
     }
 }

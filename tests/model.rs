@@ -6,6 +6,8 @@
 
 #[path = "model/daemon.rs"]
 mod daemon;
+#[path = "model/disk.rs"]
+mod disk;
 #[path = "model/history.rs"]
 mod history;
 #[path = "model/setup.rs"]

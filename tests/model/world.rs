@@ -4,7 +4,8 @@ use stateright::{Model, Property};
 use temperd::serve::mqtt::message::Receipt;
 
 use super::{
-    daemon::{Around, Daemon, Disk, Gate, Letter},
+    daemon::{Around, Daemon, Gate, Letter},
+    disk::Disk,
     history::{Body, History, Wrong},
     setup::{Faults, Setup},
     wire::{Broker, Kept, ToBroker, ToDaemon, Wire},
